@@ -1,0 +1,74 @@
+"""The columns of a run's records: the contract between the engine, the executors and the report.
+
+`STEP_COLUMNS` are logged by the engine, one row a plan (`steps` device steps). `COST_COLUMNS` are added afterwards by
+`nanoserve.roofline` in one vectorised call over the counts. `REQUEST_COLUMNS` are one row a request. Times are seconds
+from the start of the run; a missing time is NaN (null in Parquet).
+"""
+
+STEP_COLUMNS: dict[str, str] = {
+    "step": "index of the plan's first step",
+    "kind": "prefill, decode or mixed",
+    "start_s": "when it started",
+    "duration_s": "all its steps: measured or priced",
+    "first_step_s": "its first step; the others grow linearly from it",
+    "host_gap_s": "part of the duration in which the device waited for the host",
+    # the eleven fields of roofline.counts.StepCounts
+    "steps": "device steps in the plan",
+    "decode_seqs": "decode rows in each step",
+    "decode_kv_tokens": "KV positions attended by decode rows, all steps",
+    "decode_window_tokens": "the same within the sliding window",
+    "prefill_seqs": "rows with a prompt chunk",
+    "prefill_tokens": "prompt tokens processed",
+    "prefill_pairs": "causal query-key pairs of the chunks",
+    "prefill_window_pairs": "the same within the sliding window",
+    "prefill_kv_tokens": "KV positions read by the chunks",
+    "prefill_window_kv_tokens": "the same within the sliding window",
+    "sampled": "tokens sampled, all steps",
+    "executed_tokens": "tokens through the layers, padding included, all steps",
+    "executed_kv_tokens": "KV positions gathered by attention, padding included",
+    "running": "sequences admitted and unfinished",
+    "waiting": "requests in the queue",
+    "pages_used": "pages held by sequences at the end of the plan",
+    "pages_total": "pages in the pool",
+    "kv_tokens_held": "KV positions written in those pages at the end of the plan",
+    "preemptions": "sequences preempted while planning it",
+}
+
+COST_COLUMNS: dict[str, str] = {
+    "matmul_flops": "FLOPs of matrix products over useful tokens, all chips",
+    "attention_flops": "FLOPs of attention over causal pairs, all chips",
+    "weight_bytes": "weights read from HBM, all chips",
+    "kv_read_bytes": "KV read from HBM, all chips",
+    "kv_write_bytes": "KV written to HBM, all chips",
+    "activation_bytes": "activations read and written, all chips",
+    "link_bytes": "bytes sent over links, all chips",
+    "mfu": "model FLOPs / (peak x duration), all chips",
+    "mbu": "(weights + KV read + KV written) / (bandwidth x duration), all chips",
+    "sol_s": "time at datasheet limits",
+    "roofline_fraction": "sol_s / duration_s",
+    "bound": "what the largest share of sol time waited for: compute, weights, kv, activations, link, host",
+    "compute_s": "calibrated (or sol) time of the run's own mode by bound: compute-bound operations",
+    "weights_s": "... operations bound by reading weights",
+    "kv_s": "... operations bound by reading or writing KV",
+    "activations_s": "... operations bound by activations",
+    "link_s": "... collectives",
+    "overhead_s": "... launches and host gap; for a measured step, everything the model does not explain",
+}
+
+REQUEST_COLUMNS: dict[str, str] = {
+    "request": "row in the trace",
+    "session": "session number or null",
+    "client": "client number or null",
+    "arrival_s": "scheduled arrival",
+    "sent_s": "when the engine took it (arrival_s + schedule delay)",
+    "admitted_s": "first admission to a slot",
+    "first_token_s": "first output token",
+    "finish_s": "last output token, refusal, abort or time-out",
+    "prompt_tokens": "prompt length",
+    "output_tokens": "tokens generated",
+    "max_output_tokens": "tokens asked for",
+    "finish_reason": "length, stop, aborted, refused, timed_out",
+    "detail": "why it was refused, timed out or aborted; empty otherwise",
+    "preemptions": "times it was preempted",
+    "max_stall_s": "longest gap between two of its output tokens that a preemption or a mixed step caused",
+}

@@ -1,0 +1,63 @@
+"""What a step asks of a chip, in eleven numbers: the only thing the cost model needs to know about a plan.
+
+A `StepCounts` describes one plan: `steps` equal-composition steps in a row (its horizon). Every field is additive, so
+fields may be Python integers (one plan) or integer arrays (a whole run, priced in one vectorised call); the code is the
+same. Totals are over all `steps` of the plan.
+"""
+
+import dataclasses
+from typing import Any
+
+Count = Any  # int, or an integer array of one entry per plan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepCounts:
+    """Totals of one plan.
+
+    Attributes:
+      steps: k, the device steps in the plan.
+      decode_seqs: rows that decode in *each* step (B); decode tokens are `steps * decode_seqs`.
+      decode_kv_tokens: sum over steps and rows of KV positions attended, the new token's included.
+      decode_window_tokens: the same with each row's count capped at the model's sliding window.
+      prefill_seqs: rows with a prompt chunk. prefill_tokens: their new tokens.
+      prefill_pairs: query-key pairs under the causal mask: sum over chunks of c*past + c*(c+1)/2.
+      prefill_window_pairs: the same within the sliding window.
+      prefill_kv_tokens: KV positions that the chunks read: sum of past + c.
+      prefill_window_kv_tokens: the same within the sliding window.
+      sampled: rows through the output head and the sampler, all steps together.
+    """
+
+    steps: Count = 1
+    decode_seqs: Count = 0
+    decode_kv_tokens: Count = 0
+    decode_window_tokens: Count = 0
+    prefill_seqs: Count = 0
+    prefill_tokens: Count = 0
+    prefill_pairs: Count = 0
+    prefill_window_pairs: Count = 0
+    prefill_kv_tokens: Count = 0
+    prefill_window_kv_tokens: Count = 0
+    sampled: Count = 0
+
+    @property
+    def new_tokens(self) -> Count:
+        """Tokens that pass through the layers, all steps together."""
+        return self.steps * self.decode_seqs + self.prefill_tokens
+
+
+def causal_pairs(past: int, chunk: int) -> int:
+    """Query-key pairs of a prompt chunk of `chunk` tokens after `past` tokens, under the causal mask."""
+    return chunk * past + chunk * (chunk + 1) // 2
+
+
+def window_pairs(past: int, chunk: int, window: int) -> int:
+    """`causal_pairs` where each query sees at most `window` keys, itself included."""
+    full = max(0, past + chunk - max(past, window))  # queries whose window is already full
+    growing = chunk - full
+    return causal_pairs(past, growing) + full * window
+
+
+def window_kv_tokens(past: int, chunk: int, window: int) -> int:
+    """KV positions a chunk reads when its first query sees at most `window` keys."""
+    return chunk + min(past, window - 1)
