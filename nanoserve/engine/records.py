@@ -28,9 +28,9 @@ STEP_COLUMNS: dict[str, str] = {
     "executed_kv_tokens": "KV positions gathered by attention, padding included",
     "running": "sequences admitted and unfinished",
     "waiting": "requests in the queue",
-    "pages_used": "pages held by sequences at the end of the plan",
+    "pages_used": "pages held when the plan's last step ends, before finished sequences leave",
     "pages_total": "pages in the pool",
-    "kv_tokens_held": "KV positions written in those pages at the end of the plan",
+    "kv_tokens_held": "KV positions written in those pages at that moment",
     "preemptions": "sequences preempted while planning it",
 }
 
@@ -70,5 +70,5 @@ REQUEST_COLUMNS: dict[str, str] = {
     "finish_reason": "length, stop, aborted, refused, timed_out",
     "detail": "why it was refused, timed out or aborted; empty otherwise",
     "preemptions": "times it was preempted",
-    "max_stall_s": "longest gap between two of its output tokens that a preemption or a mixed step caused",
+    "max_stall_s": "longest gap between two of its output tokens across a preemption; 0 if never preempted",
 }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from nanoserve.roofline.counts import StepCounts
+from nanoserve.specs.errors import ConfigError
 
 TICKS_PER_S = 1 << 60
 
@@ -74,6 +75,23 @@ class EngineConfig:
     max_context_tokens: int | None = None
     timeout_s: float | None = None
 
+    def __post_init__(self):
+        for field in ("max_seqs", "max_step_tokens", "prefill_chunk_tokens", "page_tokens", "num_pages", "max_horizon_steps"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ConfigError(f"Engine.{field} = {value}: must be at least 1")
+        if self.max_step_tokens < self.max_seqs:
+            raise ConfigError(
+                f"Engine.max_step_tokens = {self.max_step_tokens} is below Engine.max_seqs = {self.max_seqs}: every running "
+                "sequence decodes one token a step. Raise the budget or lower max_seqs"
+            )
+        if not 0 <= self.free_page_watermark < 1:
+            raise ConfigError(f"Engine.free_page_watermark = {self.free_page_watermark}: must be in [0, 1)")
+        if not 0 < self.hbm_utilization <= 1:
+            raise ConfigError(f"Engine.hbm_utilization = {self.hbm_utilization}: must be in (0, 1]")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ConfigError(f"Engine.timeout_s = {self.timeout_s}: must be positive, or None for no time-out")
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -102,7 +120,8 @@ class Row:
       index: request. slot: its place in the executor's device state (0 <= slot < max_seqs).
       start: KV positions already written. new_tokens: positions this step writes (1 for decode, in each step).
       samples: the last new position is sampled from.
-      pages: page ids, in order, covering `start + new_tokens` positions (`start + horizon` for decode).
+      pages: page ids, in order, covering `start + new_tokens` positions (`start + horizon` for decode). The scheduler's
+        own list: read it before the plan is applied, never keep or change it.
       generated: output tokens that exist before this plan.
     """
 
@@ -111,7 +130,7 @@ class Row:
     start: int
     new_tokens: int
     samples: bool
-    pages: tuple[int, ...]
+    pages: Sequence[int]
     generated: int
 
 
@@ -139,8 +158,8 @@ class StepResult:
 
     Attributes:
       duration_ticks: all of its steps. first_step_ticks: the first of them; the others grow linearly from it.
-      tokens: request index -> its new tokens, `horizon` of them for a decode row and one for a sampled chunk; None where
-        no tokens exist (simulation). logprobs: the same shape.
+      stopped: request index -> how many of its tokens of this plan count, for requests that hit a stop token; the rest
+        of a horizon is discarded. Generated text itself stays with the executor.
       host_ticks: part of the duration spent on the host while the device had nothing to do.
       executed_tokens: tokens that went through the layers, padding included, all steps; None: no padding.
       executed_kv_tokens: KV positions the attention gathered, padding included; None: no padding.
@@ -148,11 +167,17 @@ class StepResult:
 
     duration_ticks: int
     first_step_ticks: int
-    tokens: Mapping[int, Sequence[int]] | None = None
-    logprobs: Mapping[int, Sequence[float]] | None = None
+    stopped: Mapping[int, int] = dataclasses.field(default_factory=dict)
     host_ticks: int = 0
     executed_tokens: int | None = None
     executed_kv_tokens: int | None = None
+
+    def ticks_after(self, steps: int, horizon: int) -> int:
+        """When the first `steps` of `horizon` steps were done, from the start of the plan; step times grow linearly."""
+        if horizon == 1:
+            return self.duration_ticks
+        growth = self.duration_ticks - horizon * self.first_step_ticks  # horizon (horizon - 1) / 2 increments
+        return steps * self.first_step_ticks + growth * steps * (steps - 1) // (horizon * (horizon - 1))
 
 
 class Pending(Protocol):
@@ -180,5 +205,5 @@ class Executor(Protocol):
         ...
 
     def release(self, index: int) -> None:
-        """Forgets a request that finished or was preempted (its slot and pages may be reused)."""
+        """Told once when a request has left the engine: its slot and pages may be reused."""
         ...

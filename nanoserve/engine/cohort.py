@@ -1,0 +1,165 @@
+"""The sequences that decode together, advanced all at once.
+
+Every member gains exactly one token a step, so nothing is counted per member: a member's KV length is what it had when it
+joined plus the steps since, the sum over members grows by their number, and the next finish, the next page and the next
+full sliding window are heap tops. A step costs O(changes), not O(members); this is what makes the replay fast and what
+tells a plan's horizon.
+
+Invariant: every live member has exactly one current entry in `_finish` and one in `_page_due`; entries of members that
+left are recognised by their stale `join` number and skipped. Next: `scheduler`.
+"""
+
+import heapq
+from collections.abc import Iterator
+
+from nanoserve.engine.pages import PagePool
+from nanoserve.engine.sequence import Sequence
+
+_Entry = tuple[int, int, Sequence]  # (cohort step, join number, member)
+
+
+class DecodeCohort:
+    """Decoding sequences and their shared step counter."""
+
+    def __init__(self, page_tokens: int, window_tokens: int | None = None):
+        """Makes an empty cohort.
+
+        Args:
+          page_tokens: tokens per page.
+          window_tokens: the model's sliding window, or None.
+        """
+        self.page_tokens = page_tokens
+        self.window_tokens = window_tokens
+        self.step = 0
+        self.members: dict[int, Sequence] = {}  # by request index, in join order
+        self._joins = 0
+        self._kv_base = 0  # sum of (kv_tokens - step) over members
+        self._finish: list[_Entry] = []
+        self._page_due: list[_Entry] = []
+        self._window_due: list[_Entry] = []  # members whose window is still filling
+        self._filling = 0
+        self._filling_base = 0
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV positions written by all members."""
+        return self._kv_base + len(self.members) * self.step
+
+    def kv_of(self, sequence: Sequence) -> int:
+        """KV positions written by one member."""
+        return sequence.kv_tokens + self.step - sequence.joined_step
+
+    def generated_of(self, sequence: Sequence) -> int:
+        """Output tokens of one member."""
+        return sequence.generated + self.step - sequence.joined_step
+
+    def join(self, sequence: Sequence) -> None:
+        """Adds a sequence that has sampled its first token and wants at least one more."""
+        self._joins += 1
+        sequence.join = self._joins
+        sequence.joined_step = self.step
+        self.members[sequence.index] = sequence
+        base = sequence.kv_tokens - self.step
+        self._kv_base += base
+        left = sequence.request.output_tokens - sequence.generated
+        heapq.heappush(self._finish, (self.step + left, self._joins, sequence))
+        heapq.heappush(self._page_due, (len(sequence.pages) * self.page_tokens - base, self._joins, sequence))
+        if self.window_tokens is not None and sequence.kv_tokens + 1 < self.window_tokens:
+            self._filling += 1
+            self._filling_base += base
+            heapq.heappush(self._window_due, (self.window_tokens - 1 - base, self._joins, sequence))
+
+    def leave(self, sequence: Sequence) -> None:
+        """Removes a member and writes its counters back into it."""
+        del self.members[sequence.index]
+        base = sequence.kv_tokens - sequence.joined_step
+        self._kv_base -= base
+        if self.window_tokens is not None and base + self.step + 1 < self.window_tokens:
+            self._filling -= 1
+            self._filling_base -= base
+        sequence.kv_tokens = base + self.step
+        sequence.generated += self.step - sequence.joined_step
+        sequence.join = 0
+
+    def steps_to_change(self) -> int:
+        """Steps until a member finishes by length or its window fills: beyond them the composition changes."""
+        limit = self._top(self._finish)[0] - self.step
+        if self._filling:
+            limit = min(limit, max(1, self._top(self._window_due)[0] - self.step))
+        return limit
+
+    def reserve(self, pool: PagePool, steps: int) -> int:
+        """Gives members the pages for up to `steps` steps, in the order they will need them.
+
+        Returns:
+          The number of steps that the pages suffice for; fewer than `steps` when the pool ran out, 0 when a member
+          cannot take even the next step.
+        """
+        due, end = self._page_due, self.step + steps
+        while due:
+            when, join, sequence = due[0]
+            if sequence.join != join:
+                heapq.heappop(due)
+                continue
+            if when >= end:
+                break
+            if not pool.free_count:
+                return when - self.step
+            sequence.pages += pool.alloc(1)
+            heapq.heapreplace(due, (when + self.page_tokens, join, sequence))
+        return steps
+
+    def attended(self, steps: int) -> tuple[int, int]:
+        """KV positions attended over the next `steps` steps by all members: in full, and within the window.
+
+        `steps` must not pass `steps_to_change()`.
+        """
+        count = len(self.members)
+        triangle = steps * (steps - 1) // 2
+        full = steps * (self.kv_tokens + count) + count * triangle
+        if self.window_tokens is None:
+            return full, full
+        first = self._filling_base + self._filling * (self.step + 1) + (count - self._filling) * self.window_tokens
+        return full, steps * first + self._filling * triangle
+
+    def advance(self, steps: int) -> list[Sequence]:
+        """Moves every member `steps` tokens on and removes those that have all their tokens.
+
+        Returns:
+          The finished members, in join order, counters written back.
+        """
+        self.step += steps
+        self._retire_full_windows()
+        finished = []
+        while self._finish:
+            when, join, sequence = self._finish[0]
+            if sequence.join == join:
+                if when > self.step:
+                    break
+                finished.append(sequence)
+                self.leave(sequence)
+            heapq.heappop(self._finish)
+        return finished
+
+    def youngest(self) -> Sequence:
+        """The member that joined last: the one to preempt under first come, first served."""
+        return next(reversed(self.members.values()))
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self.members.values())
+
+    def _retire_full_windows(self) -> None:
+        due = self._window_due
+        while due and (due[0][2].join != due[0][1] or due[0][0] <= self.step):
+            _, join, sequence = heapq.heappop(due)
+            if sequence.join == join:
+                self._filling -= 1
+                self._filling_base -= sequence.kv_tokens - sequence.joined_step
+
+    def _top(self, heap: list[_Entry]) -> _Entry:
+        while heap[0][2].join != heap[0][1]:
+            heapq.heappop(heap)
+        return heap[0]

@@ -1,0 +1,117 @@
+"""The loop: take what arrived, plan, run, book, log; until nothing is left.
+
+The same loop drives the real and the simulated engine; only the executor and the clock differ. Read `types` first, then
+this file, then `scheduler`.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from nanoserve.engine.clock import Clock
+from nanoserve.engine.log import RunLog
+from nanoserve.engine.scheduler import Scheduler
+from nanoserve.engine.types import Executor, Plan, Request, StepResult
+from nanoserve.roofline.counts import StepCounts
+
+
+class Load(Protocol):
+    """When requests are sent: open or closed loop (`nanoserve.trace.load`)."""
+
+    def next_ticks(self) -> int | None:
+        """When the next request is due; None if none is, or only after another finishes."""
+        ...
+
+    def take(self, now_ticks: int) -> list[tuple[int, int]]:
+        """All (trace row, scheduled arrival) due by now, in order."""
+        ...
+
+    def finished(self, row: int, now_ticks: int) -> None:
+        """Told that a request returned."""
+        ...
+
+
+class Engine:
+    """Drives a scheduler with an executor over a load, and logs every plan."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        executor: Executor,
+        load: Load,
+        clock: Clock,
+        log: RunLog,
+        request_of: Callable[[int, int], Request],
+    ):
+        """Puts the parts together.
+
+        Args:
+          scheduler, executor, load, clock, log: the parts; all fresh.
+          request_of: (trace row, arrival ticks) -> the request.
+        """
+        self.scheduler = scheduler
+        self.executor = executor
+        self.load = load
+        self.clock = clock
+        self.log = log
+        self._request_of = request_of
+
+    def run(
+        self, *, should_stop: Callable[[], bool] = lambda: False, observe: Callable[[int, int], None] = lambda done, now: None
+    ) -> None:
+        """Runs until every request has left, or until asked to stop; then what is still running is aborted.
+
+        Args:
+          should_stop: asked before every plan.
+          observe: told (requests that left, now_ticks) after every plan, for progress.
+        """
+        while not should_stop():
+            self._take_arrivals()
+            plan = self.scheduler.plan(self.clock.now(), self._steps_before_next_event)
+            if plan is None:
+                due = self.load.next_ticks()
+                if due is None:
+                    return
+                self.clock.wait_until(due)
+                continue
+            self.step(plan)
+            observe(self.log.finished_count(), self.clock.now())
+        self._abort_all("the run was stopped")
+
+    def step(self, plan: Plan) -> StepResult:
+        """Runs one plan and books it."""
+        scheduler = self.scheduler
+        start = self.clock.now()
+        running, waiting = scheduler.running_count, len(scheduler.waiting)
+        pages_used, kv_tokens = scheduler.pool.used_count, scheduler.kv_tokens_held + plan.counts.new_tokens
+        result = self.executor.submit(plan).result()
+        end = self.clock.step_done(result.duration_ticks)
+        self.log.planned(plan, result, start, running, waiting, pages_used, kv_tokens)
+        for index in scheduler.apply(plan, result, start, end):
+            self._left(index, end)
+        return result
+
+    def _take_arrivals(self) -> None:
+        now = self.clock.now()
+        for row, arrival_ticks in self.load.take(now):
+            if not self.scheduler.add(self._request_of(row, arrival_ticks), now):
+                self.load.finished(row, now)
+        for index in self.scheduler.expire(now):
+            self._left(index, now)
+
+    def _left(self, index: int, now_ticks: int) -> None:
+        self.executor.release(index)
+        self.load.finished(index, now_ticks)
+
+    def _steps_before_next_event(self, counts: StepCounts) -> int:
+        due = [t for t in (self.load.next_ticks(), self.scheduler.next_deadline_ticks()) if t is not None]
+        if not due:
+            return self.scheduler.config.max_horizon_steps
+        span = min(due) - self.clock.now()
+        return self.executor.steps_before(counts, span) if span > 0 else 1
+
+    def _abort_all(self, detail: str) -> None:
+        now = self.clock.now()
+        for index in list(self.log.unfinished()):
+            self.scheduler.abort(index, now, detail)
+            self._left(index, now)

@@ -1,0 +1,46 @@
+"""One admitted or waiting request: its progress, its slot, and the pages it holds."""
+
+import dataclasses
+
+from nanoserve.engine.types import Request
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Sequence:
+    """A request inside the scheduler.
+
+    While it prefills, `kv_tokens` and `generated` are plain counters. While it decodes they are implied by the cohort's
+    step counter (see `cohort`), and the stored values are what they were when it joined.
+
+    Attributes:
+      request: what was asked for.
+      prefill_target: positions to write before a token can be sampled: the prompt, plus, after a preemption, the tokens
+        that were already generated (recompute).
+      kv_tokens: KV positions written. generated: output tokens sampled.
+      pages: pages held, in position order. slot: place in the executor's device state, -1 when not admitted.
+      join: which membership in the cohort is current, 0 when not decoding.
+      joined_step: the cohort's step when it joined.
+      preemptions, last_token_ticks, max_stall_ticks: for its record.
+    """
+
+    request: Request
+    prefill_target: int
+    kv_tokens: int = 0
+    generated: int = 0
+    pages: list[int] = dataclasses.field(default_factory=list)
+    slot: int = -1
+    join: int = 0
+    joined_step: int = 0
+    preemptions: int = 0
+    last_token_ticks: int = -1
+    max_stall_ticks: int = 0
+
+    @property
+    def index(self) -> int:
+        """The request's row in the trace."""
+        return self.request.index
+
+
+def pages_for(tokens: int, page_tokens: int) -> int:
+    """Pages that hold `tokens` positions."""
+    return -(-tokens // page_tokens)

@@ -1,0 +1,45 @@
+"""The page pool: accounting holds under any order of operations, and misuse is reported at once."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanoserve.engine.pages import PageAccountingError, PagePool
+
+
+@given(st.lists(st.tuples(st.sampled_from(["alloc", "share", "free"]), st.integers(0, 6)), max_size=60))
+def test_references_equal_holders_and_free_plus_used_is_all(operations):
+    pool, held = PagePool(12), []
+    for name, number in operations:
+        if name == "alloc" and number <= pool.free_count:
+            held.append(pool.alloc(number))
+        elif name == "share" and held:
+            pages = held[number % len(held)]
+            pool.share(pages)
+            held.append(list(pages))
+        elif name == "free" and held:
+            pool.free(held.pop(number % len(held)))
+        everything = [page for pages in held for page in pages]
+        assert [pool.holders(page) for page in range(12)] == [everything.count(page) for page in range(12)]
+        assert pool.used_count == len(set(everything))
+        assert pool.free_count + pool.used_count == pool.num_pages
+
+
+def test_a_page_freed_twice_is_reported():
+    pool = PagePool(4)
+    pages = pool.alloc(2)
+    pool.free(pages)
+    with pytest.raises(PageAccountingError, match="freed twice"):
+        pool.free(pages)
+
+
+def test_a_free_page_cannot_be_shared():
+    with pytest.raises(PageAccountingError, match="is free"):
+        PagePool(4).share([1])
+
+
+def test_an_empty_pool_gives_nothing():
+    pool = PagePool(2)
+    pool.alloc(2)
+    with pytest.raises(PageAccountingError, match="0 of 2 free"):
+        pool.alloc(1)
