@@ -4,6 +4,7 @@ The same loop drives the real and the simulated engine; only the executor and th
 this file, then `scheduler`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
@@ -66,33 +67,31 @@ class Engine:
           observe: told (requests that left, now_ticks) after every plan, for progress.
         """
         while not should_stop():
-            self._take_arrivals()
-            plan = self.scheduler.plan(self.clock.now(), self._steps_before_next_event)
+            now = self.clock.now()
+            self._take_arrivals(now)
+            plan = self.scheduler.plan(now, lambda counts, now=now: self._steps_before_next_event(counts, now))
             if plan is None:
                 due = self.load.next_ticks()
                 if due is None:
                     return
                 self.clock.wait_until(due)
                 continue
-            self.step(plan)
+            self._run_plan(plan, now)
             observe(self.log.finished_count(), self.clock.now())
         self._abort_all("the run was stopped")
 
-    def step(self, plan: Plan) -> StepResult:
-        """Runs one plan and books it."""
+    def _run_plan(self, plan: Plan, start: int) -> None:
         scheduler = self.scheduler
-        start = self.clock.now()
         running, waiting = scheduler.running_count, len(scheduler.waiting)
         pages_used, kv_tokens = scheduler.pool.used_count, scheduler.kv_tokens_held + plan.counts.new_tokens
         result = self.executor.submit(plan).result()
         end = self.clock.step_done(result.duration_ticks)
+        result = _with_planning(result, end - start, plan.horizon)
         self.log.planned(plan, result, start, running, waiting, pages_used, kv_tokens)
         for index in scheduler.apply(plan, result, start, end):
             self._left(index, end)
-        return result
 
-    def _take_arrivals(self) -> None:
-        now = self.clock.now()
+    def _take_arrivals(self, now: int) -> None:
         for row, arrival_ticks in self.load.take(now):
             if not self.scheduler.add(self._request_of(row, arrival_ticks), now):
                 self.load.finished(row, now)
@@ -103,11 +102,11 @@ class Engine:
         self.executor.release(index)
         self.load.finished(index, now_ticks)
 
-    def _steps_before_next_event(self, counts: StepCounts) -> int:
+    def _steps_before_next_event(self, counts: StepCounts, now: int) -> int:
         due = [t for t in (self.load.next_ticks(), self.scheduler.next_deadline_ticks()) if t is not None]
         if not due:
             return self.scheduler.config.max_horizon_steps
-        span = min(due) - self.clock.now()
+        span = min(due) - now
         return self.executor.steps_before(counts, span) if span > 0 else 1
 
     def _abort_all(self, detail: str) -> None:
@@ -115,3 +114,13 @@ class Engine:
         for index in list(self.log.unfinished()):
             self.scheduler.abort(index, now, detail)
             self._left(index, now)
+
+
+def _with_planning(result: StepResult, elapsed: int, horizon: int) -> StepResult:
+    """A measured step also took the time it was planned in, which is host time; a priced one took what it was priced."""
+    planning = elapsed - result.duration_ticks
+    if not planning:
+        return result
+    return dataclasses.replace(
+        result, duration_ticks=elapsed, first_step_ticks=elapsed // horizon, host_ticks=result.host_ticks + planning
+    )

@@ -1,0 +1,130 @@
+"""Attention over a paged KV pool: the contract, its checks, and the choice of an implementation.
+
+The pool of a layer is `kv[P, p, K, 2, h]`: P pages of p tokens, K heads, key and value, head size h. A sequence's
+position s is at page `page_table[row, s // p]`, offset `s % p`. Every implementation keeps four promises:
+
+1. Only positions below a row's length (and inside its window) are used. Whatever lies elsewhere in the pool, NaN
+   included, never reaches a result, and page-table entries past the length may be any integer.
+2. Renaming pages, or changing the other rows of a batch, does not change a row's result.
+3. A row of length 0, and a token past the last chunk, gives zeros.
+4. Scores and sums are float32; only the result is rounded to the query's dtype.
+
+Next: `reference` (NumPy, plain loops), `xla` (any chip), `arg_specs` (the shapes that tests and benchmarks share).
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from kernels.pallas.paged_attention import xla
+from nanoserve.specs.errors import ConfigError, nearest
+
+IMPLEMENTATIONS: Mapping[str, ModuleType] = {"xla": xla}
+
+
+def resolve(implementation: str) -> str:
+    """The implementation that a name stands for: `auto` is the fastest that runs here, today always `xla`.
+
+    Raises:
+      ConfigError: for a name that is not one of `IMPLEMENTATIONS` or `auto`. A name is never replaced by another.
+    """
+    if implementation == "auto":
+        return "xla"
+    if implementation not in IMPLEMENTATIONS:
+        hint = nearest(implementation, ["auto", *IMPLEMENTATIONS])
+        raise ConfigError(f"paged attention has no implementation '{implementation}'.{hint}")
+    return implementation
+
+
+@jax.named_scope("decode_attention")
+def decode_attention(
+    q_BHh: Float[Array, "B H h"],
+    kv_pages: Float[Array, "P p K 2 h"],
+    page_table_BN: Int32[Array, "B N"],
+    kv_lens_B: Int32[Array, " B"],
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "B H h"]:
+    """One query per sequence, at its last position.
+
+    Args:
+      q_BHh: queries; head H = K G, in K groups of G.
+      kv_pages: the layer's pool.
+      page_table_BN: pages of each sequence, in order.
+      kv_lens_B: positions written, the query's own included; 0 for a padding row.
+      scale: factor on the scores, usually `h**-0.5`.
+      window: positions a query sees, its own included; None for all.
+      soft_cap: scores become `cap * tanh(score / cap)`; None for no cap.
+      implementation: a name in `IMPLEMENTATIONS`, or `auto`.
+
+    Returns:
+      The attended values, in the query's dtype.
+
+    Raises:
+      ConfigError: for an implementation that does not exist.
+      ValueError: for shapes that do not fit together.
+    """
+    _check(q_BHh, kv_pages, page_table_BN, kv_lens_B, window)
+    if q_BHh.shape[0] != kv_lens_B.shape[0]:
+        raise ValueError(f"{q_BHh.shape[0]} queries for {kv_lens_B.shape[0]} sequences")
+    run = IMPLEMENTATIONS[resolve(implementation)].decode_attention
+    return run(q_BHh, kv_pages, page_table_BN, kv_lens_B, scale=scale, window=window, soft_cap=soft_cap)
+
+
+@jax.named_scope("prefill_attention")
+def prefill_attention(
+    q_THh: Float[Array, "T H h"],
+    kv_pages: Float[Array, "P p K 2 h"],
+    page_table_RN: Int32[Array, "R N"],
+    kv_lens_R: Int32[Array, " R"],
+    cu_q_lens: Int32[Array, " R+1"],
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "T H h"]:
+    """Causal attention of prompt chunks laid end to end, over the KV that they and earlier chunks wrote.
+
+    Args:
+      q_THh: queries; those of row r are `q_THh[cu_q_lens[r]:cu_q_lens[r + 1]]`, the last at position
+        `kv_lens_R[r] - 1`. Tokens from `cu_q_lens[-1]` on are padding.
+      kv_pages: the layer's pool.
+      page_table_RN: pages of each sequence, in order.
+      kv_lens_R: positions written, the chunk's own included.
+      cu_q_lens: chunk boundaries, starting at 0; an empty chunk is a padding row.
+      scale, window, soft_cap, implementation: as for `decode_attention`.
+
+    Returns:
+      The attended values, in the query's dtype.
+
+    Raises:
+      ConfigError: for an implementation that does not exist.
+      ValueError: for shapes that do not fit together.
+    """
+    _check(q_THh, kv_pages, page_table_RN, kv_lens_R, window)
+    if cu_q_lens.shape != (kv_lens_R.shape[0] + 1,):
+        raise ValueError(f"{kv_lens_R.shape[0]} sequences need {kv_lens_R.shape[0] + 1} boundaries: {cu_q_lens.shape}")
+    run = IMPLEMENTATIONS[resolve(implementation)].prefill_attention
+    return run(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, scale=scale, window=window, soft_cap=soft_cap)
+
+
+def _check(q, kv_pages, page_table, kv_lens, window) -> None:
+    """Everything that shapes can tell, so that a mistake is reported by name and not by a gather far below."""
+    if kv_pages.ndim != 5 or kv_pages.shape[3] != 2:
+        raise ValueError(f"kv_pages is [P, p, K, 2, h], got {kv_pages.shape}")
+    if q.ndim != 3 or q.shape[2] != kv_pages.shape[4] or q.shape[1] % kv_pages.shape[2]:
+        raise ValueError(f"queries {q.shape} do not fit pages {kv_pages.shape}: [., H, h] with H a multiple of K")
+    if page_table.ndim != 2 or page_table.shape[:1] != kv_lens.shape:
+        raise ValueError(f"a page table {page_table.shape} needs one length per row, got {kv_lens.shape}")
+    for name, array in {"page table": page_table, "lengths": kv_lens}.items():
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(f"the {name} must be integers, got {array.dtype}")
+    if window is not None and window < 1:
+        raise ValueError(f"a window of {window} positions leaves a query nothing to attend to")

@@ -1,0 +1,139 @@
+"""The decoder: token ids in, logits out, one function per part, read from the top.
+
+Covers the Llama line (llama, mistral, qwen2, qwen3, phi3): RMSNorm, rotary positions, grouped-query attention, gated
+feed-forward. What differs between families is in the spec (biases, query/key norms, window) and shows here as an array
+that is None. How tokens attend is a function handed in, so the same layers serve prefill, decode and mixed steps.
+
+Norms, rotation, softmax and sums inside products are float32; what passes between parts has the weights' dtype.
+Next: `rope`, then `step` (who calls this), `params` (the arrays).
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from kernels.pallas.einsum import einsum_as, einsum_f32
+from nanoserve.model.params import Layer, Params
+from nanoserve.model.rope import Rotation, rotate, rotation
+from nanoserve.specs.models import Activation, ModelSpec
+
+Pages = Float[Array, "P p K 2 h"]
+Attend = Callable[[Float[Array, "T H h"], Pages], Float[Array, "T H h"]]
+
+ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def forward(
+    spec: ModelSpec,
+    params: Params,
+    kv: tuple[Pages, ...],
+    tokens_T: Int32[Array, " T"],
+    positions_T: Int32[Array, " T"],
+    pages_T: Int32[Array, " T"],
+    attend: Attend,
+) -> tuple[Float[Array, "T D"], tuple[Pages, ...]]:
+    """Runs tokens through every layer, writing their KV on the way.
+
+    Args:
+      spec, params: the model.
+      kv: pages of each layer.
+      tokens_T, positions_T: token ids, and their positions in their sequences.
+      pages_T: the page that each token's KV goes to, at offset `position % p`; P or more writes nothing.
+      attend: queries and a layer's pages (this step's KV already written) to attended values.
+
+    Returns:
+      The residual stream after the last layer (before the final norm), and the new pages.
+    """
+    with jax.named_scope("embed"):
+        x_TD = params.embed[tokens_T]
+    turn = rotation(spec, positions_T)
+    written = []
+    for layer, pages in zip(params.layers, kv, strict=True):
+        attended_TD, pages = attention(spec, layer, pages, x_TD, turn, positions_T, pages_T, attend)
+        x_TD += attended_TD
+        x_TD += mlp(spec, layer, x_TD)
+        written.append(pages)
+    return x_TD, tuple(written)
+
+
+@jax.named_scope("head")
+def logits(spec: ModelSpec, params: Params, x_RD: Float[Array, "R D"]) -> Float[Array, "R V"]:
+    """Final norm and output head, in float32, on the rows that are sampled only."""
+    x_RD = rms_norm(x_RD, params.final_norm, spec.norm_eps)
+    if params.lm_head is None:
+        return einsum_f32("RD,VD->RV", x_RD, params.embed)
+    return einsum_f32("RD,DV->RV", x_RD, params.lm_head)
+
+
+@jax.named_scope("attention")
+def attention(
+    spec: ModelSpec,
+    layer: Layer,
+    pages: Pages,
+    x_TD: Float[Array, "T D"],
+    turn: Rotation,
+    positions_T: Int32[Array, " T"],
+    pages_T: Int32[Array, " T"],
+    attend: Attend,
+) -> tuple[Float[Array, "T D"], Pages]:
+    """One layer's attention: project, rotate, write KV, attend, project back."""
+    q_TKGh, k_TKh, v_TKh = project_qkv(spec, layer, x_TD)
+    q_TKGh, k_TKh = rotate(q_TKGh, turn), rotate(k_TKh, turn)
+    pages = write_kv(pages, k_TKh, v_TKh, positions_T, pages_T)
+    attended_THh = attend(q_TKGh.reshape(-1, spec.heads, spec.head_size), pages)
+    with jax.named_scope("out"):
+        return einsum_as(x_TD.dtype, "TKGh,KGhD->TD", attended_THh.reshape(q_TKGh.shape), layer.wo), pages
+
+
+@jax.named_scope("qkv")
+def project_qkv(
+    spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"]
+) -> tuple[Float[Array, "T K G h"], Float[Array, "T K h"], Float[Array, "T K h"]]:
+    """Queries, keys and values in one product, with the family's biases and norms."""
+    qkv = einsum_f32("TD,DKJh->TKJh", rms_norm(x_TD, layer.attn_norm, spec.norm_eps), layer.wqkv)
+    if layer.bqkv is not None:
+        qkv += layer.bqkv
+    qkv = qkv.astype(x_TD.dtype)
+    q_TKGh, k_TKh, v_TKh = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q_TKGh = rms_norm(q_TKGh, layer.q_norm, spec.norm_eps)
+        k_TKh = rms_norm(k_TKh, layer.k_norm, spec.norm_eps)
+    return q_TKGh, k_TKh, v_TKh
+
+
+@jax.named_scope("write_kv")
+def write_kv(
+    pages: Pages,
+    k_TKh: Float[Array, "T K h"],
+    v_TKh: Float[Array, "T K h"],
+    positions_T: Int32[Array, " T"],
+    pages_T: Int32[Array, " T"],
+) -> Pages:
+    """Puts each token's key and value at its page and offset. In place when `pages` is donated."""
+    kv_TK2h = jnp.stack([k_TKh, v_TKh], axis=2).astype(pages.dtype)
+    return pages.at[pages_T, positions_T % pages.shape[1]].set(kv_TK2h, mode="drop")
+
+
+@jax.named_scope("mlp")
+def mlp(spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    """The gated feed-forward: `down(act(gate(x)) * up(x))`."""
+    gate_up = einsum_as(x_TD.dtype, "TD,DJF->TJF", rms_norm(x_TD, layer.mlp_norm, spec.norm_eps), layer.w_gate_up)
+    hidden_TF = ACTIVATIONS[spec.activation](gate_up[:, 0]) * gate_up[:, 1]
+    return einsum_as(x_TD.dtype, "TF,FD->TD", hidden_TF, layer.w_down)
+
+
+def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
+    """Root-mean-square norm over the last axis, in float32.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4.
+    """
+    x32 = x.astype(jnp.float32)
+    x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * weight).astype(x.dtype)

@@ -1,0 +1,237 @@
+"""A model's weights as a pytree, and how a checkpoint becomes one.
+
+One table, `AXES`, says which arrays there are and what their axes mean; shapes, shardings and the checkpoint reader all
+follow from it. Query, key and value are one array with a row of `G + 2` heads per KV head (G queries, then K, then V),
+so that a step reads them in one product and tensor parallelism cuts them along KV heads only.
+
+Layers are a tuple, not a stack: slicing a layer out of a stacked array copies it on some compilers.
+Next: `decoder` (how they are used), `sharding` (where they live).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, DTypeLike, Float
+
+from nanoserve.specs.errors import ConfigError, WeightsError, nearest
+from nanoserve.specs.models import ModelSpec
+
+if TYPE_CHECKING:
+    from nanoserve.weights.types import TensorSource
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+
+AXES: Mapping[str, tuple[str, ...]] = {
+    "embed": ("vocab", "hidden"),
+    "attn_norm": ("hidden",),
+    "wqkv": ("hidden", "kv_heads", "queries_key_value", "head_size"),
+    "bqkv": ("kv_heads", "queries_key_value", "head_size"),
+    "q_norm": ("head_size",),
+    "k_norm": ("head_size",),
+    "wo": ("kv_heads", "query_groups", "head_size", "hidden"),
+    "mlp_norm": ("hidden",),
+    "w_gate_up": ("hidden", "gate_up", "ffn"),
+    "w_down": ("ffn", "hidden"),
+    "final_norm": ("hidden",),
+    "lm_head": ("hidden", "vocab"),
+}
+
+
+@struct.dataclass
+class Layer:
+    """One decoder layer. Biases and query/key norms are None in the families that have none."""
+
+    attn_norm: Float[Array, " D"]
+    wqkv: Float[Array, "D K G+2 h"]
+    bqkv: Float[Array, "K G+2 h"] | None
+    q_norm: Float[Array, " h"] | None
+    k_norm: Float[Array, " h"] | None
+    wo: Float[Array, "K G h D"]
+    mlp_norm: Float[Array, " D"]
+    w_gate_up: Float[Array, "D 2 F"]
+    w_down: Float[Array, "F D"]
+
+
+@struct.dataclass
+class Params:
+    """All weights of a decoder-only transformer. `lm_head` is None where the head is the embedding table."""
+
+    embed: Float[Array, "V D"]
+    layers: tuple[Layer, ...]
+    final_norm: Float[Array, " D"]
+    lm_head: Float[Array, "D V"] | None
+
+
+Place = Callable[[np.ndarray, tuple[str, ...]], Any]  # puts one array, with these logical axes, where it will live
+
+
+def supports(spec: ModelSpec) -> str | None:
+    """Why the decoder cannot compute this model, or None where it can."""
+    if spec.family not in FAMILIES:
+        return f"family '{spec.family}' has no decoder.{nearest(spec.family, FAMILIES)}"
+    reasons = {
+        "mixture-of-experts layers": spec.moe is not None,
+        "LayerNorm and biases everywhere": spec.biases,
+        "learned absolute positions": spec.rope_theta is None,
+        "a feed-forward without gate": not spec.gated_mlp,
+    }
+    missing = [reason for reason, present in reasons.items() if present]
+    return f"the decoder has no {', no '.join(missing)}" if missing else None
+
+
+def shape_of(spec: ModelSpec, field: str) -> tuple[int, ...]:
+    """Shape of one array of `AXES`."""
+    sizes = {
+        "vocab": spec.vocab,
+        "hidden": spec.hidden,
+        "kv_heads": spec.kv_heads,
+        "query_groups": spec.query_groups,
+        "queries_key_value": spec.query_groups + 2,
+        "head_size": spec.head_size,
+        "gate_up": 2,
+        "ffn": spec.ffn,
+    }
+    return tuple(sizes[axis] for axis in AXES[field])
+
+
+def build(spec: ModelSpec, make: Callable[[str, int], Any]) -> Params:
+    """A `Params` whose array of `field` in layer `index` is `make(field, index)`, made one at a time in file order.
+
+    Args:
+      spec: decides which arrays exist.
+      make: called with index -1 for the arrays outside the layers.
+
+    Raises:
+      ConfigError: if no decoder computes the model.
+    """
+    reason = supports(spec)
+    if reason:
+        raise ConfigError(f"model '{spec.name}' cannot be executed, only priced: {reason}")
+
+    def layer(index: int) -> Layer:
+        return Layer(
+            attn_norm=make("attn_norm", index),
+            wqkv=make("wqkv", index),
+            bqkv=make("bqkv", index) if spec.qkv_bias else None,
+            q_norm=make("q_norm", index) if spec.qk_norm else None,
+            k_norm=make("k_norm", index) if spec.qk_norm else None,
+            wo=make("wo", index),
+            mlp_norm=make("mlp_norm", index),
+            w_gate_up=make("w_gate_up", index),
+            w_down=make("w_down", index),
+        )
+
+    return Params(
+        embed=make("embed", -1),
+        layers=tuple(layer(index) for index in range(spec.layers)),
+        final_norm=make("final_norm", -1),
+        lm_head=None if spec.tied_embeddings else make("lm_head", -1),
+    )
+
+
+def abstract(spec: ModelSpec, dtype: DTypeLike) -> Params:
+    """Shapes without memory, for ahead-of-time compilation."""
+    return build(spec, lambda field, _: jax.ShapeDtypeStruct(shape_of(spec, field), dtype))
+
+
+def logical_axes(spec: ModelSpec) -> Params:
+    """The same pytree with a tuple of axis names for each array."""
+    return build(spec, lambda field, _: AXES[field])
+
+
+def from_tensors(spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, place: Place | None = None) -> Params:
+    """Reads a checkpoint, one array at a time, so that the host never holds the whole model twice.
+
+    Args:
+      spec: the model that the checkpoint should be.
+      source: tensors by their Hugging Face names, in [out, in] orientation.
+      dtype: of the result.
+      place: where each array goes; the default device where None, `sharding.placer(mesh)` for a mesh.
+
+    Raises:
+      WeightsError: naming a tensor that is missing or has another shape.
+    """
+    place = place or (lambda array, _: jnp.asarray(array))
+
+    def make(field: str, index: int):
+        array = _READERS[field](_Tensors(spec, source, index))
+        return place(np.ascontiguousarray(array, dtype=jnp.dtype(dtype)), AXES[field])
+
+    return build(spec, make)
+
+
+class _Tensors:
+    """The tensors of one layer by the last part of their names, checked before they are read."""
+
+    def __init__(self, spec: ModelSpec, source: "TensorSource", layer: int):
+        self.spec, self._source = spec, source
+        self._prefix = f"model.layers.{layer}."
+
+    def read(self, name: str, *shape: int) -> np.ndarray:
+        """The tensor `model.layers.<layer>.<name>`, of this shape."""
+        return self.read_global(self._prefix + name, *shape)
+
+    def read_global(self, name: str, *shape: int) -> np.ndarray:
+        """The tensor `name`, of this shape."""
+        source, wanted = self._source, f"model '{self.spec.name}' wants it with shape {list(shape)}"
+        if name not in source.names():
+            hint = nearest(name, source.names())
+            raise WeightsError(f"{source.description}: there is no tensor '{name}'; {wanted}.{hint}")
+        found = tuple(source.shape(name))
+        if found != shape:
+            raise WeightsError(
+                f"{source.description}: tensor '{name}' has shape {list(found)}; {wanted}. "
+                f"Is it a checkpoint of another model, or the config of another checkpoint?"
+            )
+        return source.read(name)
+
+
+def _wqkv(tensors: _Tensors) -> np.ndarray:
+    spec = tensors.spec
+    rows, h, D = spec.kv_heads, spec.head_size, spec.hidden
+    q = tensors.read("self_attn.q_proj.weight", spec.heads * h, D).reshape(rows, spec.query_groups, h, D)
+    k = tensors.read("self_attn.k_proj.weight", rows * h, D).reshape(rows, 1, h, D)
+    v = tensors.read("self_attn.v_proj.weight", rows * h, D).reshape(rows, 1, h, D)
+    return np.concatenate([q, k, v], axis=1).transpose(3, 0, 1, 2)
+
+
+def _bqkv(tensors: _Tensors) -> np.ndarray:
+    spec = tensors.spec
+    rows, h = spec.kv_heads, spec.head_size
+    q = tensors.read("self_attn.q_proj.bias", spec.heads * h).reshape(rows, spec.query_groups, h)
+    k = tensors.read("self_attn.k_proj.bias", rows * h).reshape(rows, 1, h)
+    v = tensors.read("self_attn.v_proj.bias", rows * h).reshape(rows, 1, h)
+    return np.concatenate([q, k, v], axis=1)
+
+
+def _wo(tensors: _Tensors) -> np.ndarray:
+    spec = tensors.spec
+    wo = tensors.read("self_attn.o_proj.weight", spec.hidden, spec.heads * spec.head_size)
+    return wo.T.reshape(shape_of(spec, "wo"))
+
+
+def _w_gate_up(tensors: _Tensors) -> np.ndarray:
+    spec = tensors.spec
+    gate = tensors.read("mlp.gate_proj.weight", spec.ffn, spec.hidden)
+    up = tensors.read("mlp.up_proj.weight", spec.ffn, spec.hidden)
+    return np.stack([gate, up]).transpose(2, 0, 1)
+
+
+_READERS: Mapping[str, Callable[[_Tensors], np.ndarray]] = {
+    "embed": lambda t: t.read_global("model.embed_tokens.weight", t.spec.vocab, t.spec.hidden),
+    "attn_norm": lambda t: t.read("input_layernorm.weight", t.spec.hidden),
+    "wqkv": _wqkv,
+    "bqkv": _bqkv,
+    "q_norm": lambda t: t.read("self_attn.q_norm.weight", t.spec.head_size),
+    "k_norm": lambda t: t.read("self_attn.k_norm.weight", t.spec.head_size),
+    "wo": _wo,
+    "mlp_norm": lambda t: t.read("post_attention_layernorm.weight", t.spec.hidden),
+    "w_gate_up": _w_gate_up,
+    "w_down": lambda t: t.read("mlp.down_proj.weight", t.spec.hidden, t.spec.ffn).T,
+    "final_norm": lambda t: t.read_global("model.norm.weight", t.spec.hidden),
+    "lm_head": lambda t: t.read_global("lm_head.weight", t.spec.vocab, t.spec.hidden).T,
+}

@@ -1,0 +1,105 @@
+"""Choosing the next token: temperature, top-k, top-p, min-p, and keys that make a request independent of its batch.
+
+The noise of a token is `fold_in(fold_in(key, seed), position)`, so a request draws the same token whatever its row and
+neighbours. Filters keep or drop vocabulary entries in place (by threshold, so equal logits stand or fall together);
+a row that uses no filter gets the same bits whether or not a neighbour does.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int32, Key, UInt32
+
+
+@struct.dataclass
+class SamplingParams:
+    """One entry per row.
+
+    Attributes:
+      temperature_B: 0 takes the most likely token.
+      top_k_B: keep the k most likely; 0 keeps all.
+      top_p_B: then keep the fewest whose probabilities reach p; 1 keeps all.
+      min_p_B: then keep those at least this share of the most likely one's probability; 0 keeps all.
+      seed_B: the request's seed.
+    """
+
+    temperature_B: Float[Array, " B"]
+    top_k_B: Int32[Array, " B"]
+    top_p_B: Float[Array, " B"]
+    min_p_B: Float[Array, " B"]
+    seed_B: UInt32[Array, " B"]
+
+
+def greedy(rows: int) -> SamplingParams:
+    """Sampling parameters of `rows` rows that each take the most likely token."""
+    return SamplingParams(
+        temperature_B=jnp.zeros(rows, jnp.float32),
+        top_k_B=jnp.zeros(rows, jnp.int32),
+        top_p_B=jnp.ones(rows, jnp.float32),
+        min_p_B=jnp.zeros(rows, jnp.float32),
+        seed_B=jnp.zeros(rows, jnp.uint32),
+    )
+
+
+@jax.named_scope("sample")
+def sample(
+    logits_BV: Float[Array, "B V"], params: SamplingParams, positions_B: Int32[Array, " B"], key: Key[Array, ""]
+) -> tuple[Int32[Array, " B"], Float[Array, " B"]]:
+    """Draws one token per row.
+
+    Args:
+      logits_BV: float32.
+      params: how each row samples.
+      positions_B: position of the token being drawn.
+      key: the run's key; not consumed, every step may pass the same one.
+
+    Returns:
+      Tokens, and their log-probabilities under the model (before temperature and filters).
+    """
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    tokens_B = jax.lax.cond(
+        jnp.any(params.temperature_B > 0),
+        lambda: jnp.where(params.temperature_B > 0, _draw(logits_BV, params, positions_B, key), greedy_B),
+        lambda: greedy_B,
+    )
+    chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
+    return tokens_B, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+
+
+def keep(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
+    """Logits with everything that top-k, top-p and min-p drop set to -inf; the most likely token always stays.
+
+    Args:
+      logits_BV: already divided by the temperature.
+      params: the filters.
+    """
+    filters = jnp.any((params.top_k_B > 0) | (params.top_p_B < 1))
+    kept_BV = jax.lax.cond(filters, lambda: _top_k_top_p(logits_BV, params), lambda: logits_BV)
+    least_B = jnp.max(logits_BV, axis=-1) + jnp.log(params.min_p_B)  # log 0 = -inf keeps all
+    return jnp.where(kept_BV >= least_B[:, None], kept_BV, -jnp.inf)
+
+
+def _draw(logits_BV, params: SamplingParams, positions_B, key) -> Int32[Array, " B"]:
+    temperature_B = jnp.where(params.temperature_B > 0, params.temperature_B, 1.0)
+    below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)  # at most 0, so a tiny temperature cannot give inf
+    kept_BV = keep(below_BV / temperature_B[:, None], params)
+
+    def draw(seed, position, logits_V):
+        return jax.random.categorical(jax.random.fold_in(jax.random.fold_in(key, seed), position), logits_V)
+
+    return jax.vmap(draw)(params.seed_B, positions_B, kept_BV).astype(jnp.int32)
+
+
+def _top_k_top_p(logits_BV, params: SamplingParams) -> Float[Array, "B V"]:
+    """Both filters from one sort: find the smallest logit that each keeps, then compare in vocabulary order."""
+    vocab = logits_BV.shape[-1]
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    k_B = jnp.where(params.top_k_B > 0, jnp.minimum(params.top_k_B, vocab), vocab)
+    kth_B1 = jnp.take_along_axis(sorted_BV, k_B[:, None] - 1, axis=-1)
+    probs_BV = jax.nn.softmax(jnp.where(sorted_BV >= kth_B1, sorted_BV, -jnp.inf), axis=-1)
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # probability of everything more likely
+    p_B1 = params.top_p_B[:, None]
+    inside_BV = (before_BV < p_B1) | (p_B1 >= 1)  # a rounded sum may reach 1 before the last token
+    inside_BV = (inside_BV & (sorted_BV >= kth_B1)).at[:, 0].set(True)
+    least_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)

@@ -1,0 +1,69 @@
+"""Where weights and KV pages live on a mesh: logical axes to mesh axes, in one table.
+
+Tensor parallelism cuts KV heads (with the query heads that share them), the feed-forward width and the vocabulary; a
+layer then needs two all-reduces. Anything else is on every chip. Shardings are made once and kept by the caller: making
+one per call slows every step without anything showing as a recompile.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nanoserve.model import params as model_params
+from nanoserve.model.params import Params, Place
+from nanoserve.specs.errors import ConfigError
+from nanoserve.specs.models import ModelSpec
+
+TENSOR = "tensor"
+RULES: Mapping[str, str] = {"vocab": TENSOR, "kv_heads": TENSOR, "ffn": TENSOR}
+
+
+def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """A one-dimensional mesh for tensor parallelism; the compiler chooses how activations are laid out over it."""
+    return Mesh(np.array(devices), (TENSOR,), axis_types=(AxisType.Auto,))
+
+
+def partition_spec(axes: tuple[str, ...]) -> PartitionSpec:
+    """Mesh axes of an array with these logical axes."""
+    return PartitionSpec(*(RULES.get(axis) for axis in axes))
+
+
+def shardings(mesh: Mesh, spec: ModelSpec) -> Params:
+    """The sharding of every weight.
+
+    Raises:
+      ConfigError: if an axis that is cut does not divide by the mesh.
+    """
+    _check_divides(mesh, spec)
+    return model_params.build(spec, lambda field, _: NamedSharding(mesh, partition_spec(model_params.AXES[field])))
+
+
+def kv_sharding(mesh: Mesh, spec: ModelSpec) -> NamedSharding:
+    """The sharding of KV pages `[P, p, K, 2, h]`: cut along KV heads, so that attention needs no link.
+
+    Raises:
+      ConfigError: if an axis that is cut does not divide by the mesh.
+    """
+    _check_divides(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec(None, None, RULES["kv_heads"]))
+
+
+def placer(mesh: Mesh) -> Place:
+    """Puts arrays on the mesh one at a time, each chip receiving only its part."""
+
+    def place(array: np.ndarray, axes: tuple[str, ...]) -> jax.Array:
+        return jax.device_put(array, NamedSharding(mesh, partition_spec(axes)))
+
+    return place
+
+
+def _check_divides(mesh: Mesh, spec: ModelSpec) -> None:
+    ways = mesh.shape[TENSOR]
+    for name, size in {"kv_heads": spec.kv_heads, "ffn": spec.ffn, "vocab": spec.vocab}.items():
+        if size % ways:
+            raise ConfigError(
+                f"model '{spec.name}': {name} = {size} does not divide over {ways} chips (mesh axis '{TENSOR}'); "
+                f"use a number of chips that divides {name}"
+            )

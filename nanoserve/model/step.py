@@ -1,0 +1,341 @@
+"""One step of inference as one compiled program: state and rows in, state and sampled tokens out.
+
+`DeviceState` is what stays on the device between steps: KV pages, and the last token of every slot, so that a decode
+step needs nothing from the host but integers. Each entry point donates it; the caller keeps only what is returned.
+
+A step is a `_Batch`: decode rows make one, prompt chunks make one, and two join into a mixed one. All of them go
+through the same `_advance`. Padding is part of the contract: a padding row writes no KV page, attends to nothing, and
+leaves its token in the scratch slot (the last entry of `last_tokens`); a page id outside the pool is never written.
+
+A request's tokens depend on its own seed, positions and logits, never on who shares its batch. Next: `decoder`, then
+`sampling`; `kernels.pallas.paged_attention.api` is what `Attention` is made of.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, DTypeLike, Float, Int32, Key
+
+from kernels.pallas.paged_attention import api as paged_attention
+from nanoserve.model import decoder, sharding
+from nanoserve.model.params import Params
+from nanoserve.model.sampling import SamplingParams, sample
+from nanoserve.specs.models import ModelSpec
+
+
+@struct.dataclass
+class DeviceState:
+    """What a running engine keeps on the device.
+
+    Attributes:
+      kv: one array of pages per layer; `[..., 0, :]` are keys after RoPE and `[..., 1, :]` values.
+      last_tokens: the newest token of each slot, and one scratch entry for padding rows.
+    """
+
+    kv: tuple[Float[Array, "P p K 2 h"], ...]
+    last_tokens: Int32[Array, " slots+1"]
+
+
+@struct.dataclass
+class DecodeRows:
+    """Sequences that each take one more token. Padding rows have `active_B` False; their other fields are ignored.
+
+    Attributes:
+      slots_B: where each row's input token is, and where its new one goes.
+      positions_B: KV positions already written, which is the position of the input token.
+      page_table_BN: pages in order, covering `positions_B + 1` tokens (`positions_B + steps` for `decode_loop`).
+      active_B: the row is a sequence, not padding.
+      sampling: one entry per row.
+    """
+
+    slots_B: Int32[Array, " B"]
+    positions_B: Int32[Array, " B"]
+    page_table_BN: Int32[Array, "B N"]
+    active_B: Bool[Array, " B"]
+    sampling: SamplingParams
+
+
+@struct.dataclass
+class PrefillRows:
+    """Prompt chunks laid end to end. Padding rows are empty chunks at the end; padding tokens follow the last chunk.
+
+    Attributes:
+      tokens_T: token ids; those of row r are `tokens_T[cu_q_lens[r]:cu_q_lens[r + 1]]`.
+      positions_T: position of each token in its sequence.
+      cu_q_lens: chunk boundaries, starting at 0.
+      kv_lens_R: KV positions once the chunk is written, the position of a token sampled after it.
+      page_table_RN: pages in order, covering `kv_lens_R` tokens.
+      slots_R: where a sampled token goes.
+      samples_R: the chunk ends its prompt. Where False the returned token means nothing and the slot is untouched.
+      sampling: one entry per row.
+    """
+
+    tokens_T: Int32[Array, " T"]
+    positions_T: Int32[Array, " T"]
+    cu_q_lens: Int32[Array, " R+1"]
+    kv_lens_R: Int32[Array, " R"]
+    page_table_RN: Int32[Array, "R N"]
+    slots_R: Int32[Array, " R"]
+    samples_R: Bool[Array, " R"]
+    sampling: SamplingParams
+
+
+class Attention(NamedTuple):
+    """The two attention functions of a model, with its scale and window already bound (`attention_for` makes one)."""
+
+    decode: Callable[..., Float[Array, "B H h"]]
+    prefill: Callable[..., Float[Array, "T H h"]]
+
+
+Stepped = tuple[DeviceState, Int32[Array, " R"], Float[Array, " R"]]  # state, tokens, and their log-probabilities
+
+
+def init_state(spec: ModelSpec, *, pages: int, page_tokens: int, slots: int, dtype: DTypeLike) -> DeviceState:
+    """An empty state.
+
+    Args:
+      spec: the model.
+      pages, page_tokens: P and p of the pool.
+      slots: most sequences at once; the scratch slot comes on top.
+      dtype: of the KV pages.
+    """
+    shape = (pages, page_tokens, spec.kv_heads, 2, spec.head_size)
+    kv = tuple(jnp.zeros(shape, dtype) for _ in range(spec.layers))
+    return DeviceState(kv, jnp.zeros(slots + 1, jnp.int32))
+
+
+def state_shardings(mesh: Mesh, spec: ModelSpec) -> DeviceState:
+    """Where each part of a state lives on a mesh: pages are cut along KV heads, last tokens are on every chip."""
+    pages = sharding.kv_sharding(mesh, spec)
+    return DeviceState((pages,) * spec.layers, NamedSharding(mesh, PartitionSpec()))  # type: ignore[arg-type]
+
+
+def attention_for(spec: ModelSpec, implementation: str = "auto") -> Attention:
+    """Paged attention with the model's scale and window.
+
+    Raises:
+      ConfigError: for an implementation that does not exist.
+    """
+    bound = {
+        "scale": spec.head_size**-0.5,
+        "window": spec.sliding_window_tokens,
+        "implementation": paged_attention.resolve(implementation),
+    }
+    return Attention(
+        functools.partial(paged_attention.decode_attention, **bound),
+        functools.partial(paged_attention.prefill_attention, **bound),
+    )
+
+
+def prefill_step(
+    spec: ModelSpec, attention: Attention, params: Params, state: DeviceState, prefill: PrefillRows, key: Key[Array, ""]
+) -> Stepped:
+    """Writes the chunks' KV and samples after each of them. Donates `state`.
+
+    Returns:
+      The new state, `tokens_R` and `logprobs_R`.
+    """
+    return _advance(spec, params, state, _prefill_batch(attention, state, prefill), key)
+
+
+def decode_step(
+    spec: ModelSpec, attention: Attention, params: Params, state: DeviceState, decode: DecodeRows, key: Key[Array, ""]
+) -> Stepped:
+    """Writes each row's last token and samples the next. Donates `state`.
+
+    Returns:
+      The new state, `tokens_B` and `logprobs_B`.
+    """
+    return _advance(spec, params, state, _decode_batch(attention, state, decode), key)
+
+
+def mixed_step(
+    spec: ModelSpec,
+    attention: Attention,
+    params: Params,
+    state: DeviceState,
+    decode: DecodeRows,
+    prefill: PrefillRows,
+    key: Key[Array, ""],
+) -> Stepped:
+    """Decode rows and chunks in one pass over the weights. Donates `state`.
+
+    Returns:
+      The new state, `tokens` [B + R] and `logprobs` [B + R], decode rows first.
+    """
+    batch = _joined(_decode_batch(attention, state, decode), _prefill_batch(attention, state, prefill))
+    return _advance(spec, params, state, batch, key)
+
+
+def decode_loop(
+    spec: ModelSpec,
+    attention: Attention,
+    params: Params,
+    state: DeviceState,
+    decode: DecodeRows,
+    steps: Int32[Array, ""],
+    key: Key[Array, ""],
+    *,
+    max_steps: int,
+) -> tuple[DeviceState, Int32[Array, "max_steps B"], Float[Array, "max_steps B"]]:
+    """`steps` decode steps without the host, the same tokens as `steps` calls of `decode_step`. Donates `state`.
+
+    Args:
+      spec, attention, params, state, decode, key: as for `decode_step`; `decode` describes the first step.
+      steps: how many, at most `max_steps`. A traced value: changing it compiles nothing.
+      max_steps: rows of the result; static.
+
+    Returns:
+      The new state, tokens and log-probabilities; rows from `steps` on are zero.
+    """
+
+    def body(index, carry):
+        state, tokens, logprobs = carry
+        rows = decode.replace(positions_B=decode.positions_B + index)
+        state, tokens_B, logprobs_B = decode_step(spec, attention, params, state, rows, key)
+        return state, tokens.at[index].set(tokens_B), logprobs.at[index].set(logprobs_B)
+
+    shape = (max_steps, decode.slots_B.shape[0])
+    empty = (state, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+    return jax.lax.fori_loop(0, jnp.minimum(steps, max_steps), body, empty)
+
+
+class DecodeLoop(Protocol):
+    """`decode_loop` bound to a model; `max_steps` is static, `steps` may be a Python or NumPy integer."""
+
+    def __call__(
+        self, params: Params, state: DeviceState, decode: DecodeRows, steps, key: Key[Array, ""], *, max_steps: int
+    ) -> tuple[DeviceState, Int32[Array, "max_steps B"], Float[Array, "max_steps B"]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The entry points of one model, jitted. Each donates its `state`; see the functions of the same names."""
+
+    prefill: Callable[[Params, DeviceState, PrefillRows, Key[Array, ""]], Stepped]
+    decode: Callable[[Params, DeviceState, DecodeRows, Key[Array, ""]], Stepped]
+    mixed: Callable[[Params, DeviceState, DecodeRows, PrefillRows, Key[Array, ""]], Stepped]
+    decode_loop: DecodeLoop
+
+
+def make_steps(spec: ModelSpec, *, attention: Attention | None = None, mesh: Mesh | None = None) -> Steps:
+    """Binds the entry points to a model and jits them; nothing compiles until they are called or lowered.
+
+    Args:
+      spec: the model.
+      attention: how to attend; `attention_for(spec)` where None.
+      mesh: where tensor parallelism runs; pins the returned state to `state_shardings`, so that donation always matches
+        and a step never sees a layout it was not compiled for.
+    """
+    attention = attention or attention_for(spec)
+
+    def entry(step, **options):
+        if mesh is not None:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            options["out_shardings"] = (state_shardings(mesh, spec), everywhere, everywhere)
+        bound = functools.partial(step, spec, attention)
+        bound.__name__ = step.__name__  # what profiles and compile logs call it
+        return jax.jit(bound, donate_argnames="state", **options)
+
+    return Steps(
+        prefill=entry(prefill_step),
+        decode=entry(decode_step),
+        mixed=entry(mixed_step),
+        decode_loop=entry(decode_loop, static_argnames="max_steps"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """What one step computes: T tokens through the layers, R rows through the head."""
+
+    tokens_T: Int32[Array, " T"]
+    positions_T: Int32[Array, " T"]
+    pages_T: Int32[Array, " T"]  # the page that takes the token's K and V; P where none does
+    attend: Callable[[Float[Array, "T H h"], Float[Array, "P p K 2 h"]], Float[Array, "T H h"]]
+    last_R: Int32[Array, " R"]  # index of the token that row r samples after
+    slots_R: Int32[Array, " R"]
+    sampling: SamplingParams
+
+
+def _advance(spec: ModelSpec, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]) -> Stepped:
+    x_TD, kv = decoder.forward(
+        spec, params, state.kv, batch.tokens_T, batch.positions_T, batch.pages_T, batch.attend
+    )
+    logits_RV = decoder.logits(spec, params, x_TD[batch.last_R])
+    next_positions_R = batch.positions_T[batch.last_R] + 1
+    tokens_R, logprobs_R = sample(logits_RV, batch.sampling, next_positions_R, key)
+    last_tokens = state.last_tokens.at[batch.slots_R].set(tokens_R)
+    return DeviceState(kv, last_tokens), tokens_R, logprobs_R
+
+
+def _decode_batch(attention: Attention, state: DeviceState, rows: DecodeRows) -> _Batch:
+    kv_lens_B = jnp.where(rows.active_B, rows.positions_B + 1, 0)
+    index_B = jnp.arange(rows.slots_B.shape[0])
+    return _Batch(
+        tokens_T=state.last_tokens[rows.slots_B],
+        positions_T=rows.positions_B,
+        pages_T=_pages(state, rows.page_table_BN, index_B, rows.positions_B, rows.active_B),
+        attend=lambda q_BHh, pages: attention.decode(q_BHh, pages, rows.page_table_BN, kv_lens_B),
+        last_R=index_B,
+        slots_R=_kept(state, rows.slots_B, rows.active_B),
+        sampling=rows.sampling,
+    )
+
+
+def _prefill_batch(attention: Attention, state: DeviceState, rows: PrefillRows) -> _Batch:
+    index_T = jnp.arange(rows.tokens_T.shape[0])
+    row_T = jnp.searchsorted(rows.cu_q_lens, index_T, side="right") - 1
+    real_T = index_T < rows.cu_q_lens[-1]
+    return _Batch(
+        tokens_T=rows.tokens_T,
+        positions_T=rows.positions_T,
+        pages_T=_pages(state, rows.page_table_RN, row_T, rows.positions_T, real_T),
+        attend=lambda q_THh, pages: attention.prefill(q_THh, pages, rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens),
+        last_R=jnp.maximum(rows.cu_q_lens[1:] - 1, 0),
+        slots_R=_kept(state, rows.slots_R, rows.samples_R),
+        sampling=rows.sampling,
+    )
+
+
+def _joined(first: _Batch, second: _Batch) -> _Batch:
+    split = first.tokens_T.shape[0]
+
+    def attend(q_THh, pages):
+        return jnp.concatenate([first.attend(q_THh[:split], pages), second.attend(q_THh[split:], pages)])
+
+    def both(a, b):
+        return jnp.concatenate([a, b])
+
+    return _Batch(
+        tokens_T=both(first.tokens_T, second.tokens_T),
+        positions_T=both(first.positions_T, second.positions_T),
+        pages_T=both(first.pages_T, second.pages_T),
+        attend=attend,
+        last_R=both(first.last_R, second.last_R + split),
+        slots_R=both(first.slots_R, second.slots_R),
+        sampling=jax.tree.map(both, first.sampling, second.sampling),
+    )
+
+
+def _pages(state: DeviceState, page_table_RN, row_T, positions_T, real_T) -> Int32[Array, " T"]:
+    """The page of each token: its row's entry for its position, or P where it must not be written.
+
+    A position beyond the table reads P rather than the table's last entry, so a wrong plan loses a token's KV instead
+    of overwriting another token's.
+    """
+    pages, page_tokens = state.kv[0].shape[:2]
+    entry_T = positions_T // page_tokens
+    page_T = page_table_RN.at[row_T, entry_T].get(mode="fill", fill_value=pages)
+    return jnp.where(real_T & (page_T >= 0), page_T, pages)
+
+
+def _kept(state: DeviceState, slots_R, keep_R) -> Int32[Array, " R"]:
+    """Slots that take the sampled token; the scratch slot where it is discarded."""
+    return jnp.where(keep_R, slots_R, state.last_tokens.shape[0] - 1)

@@ -1,0 +1,60 @@
+"""Random weights of any dense model, for runs and tests where only the shape matters.
+
+Invariants: a tensor depends on (seed, its name, its shape) alone, so neither the order of reads nor the presence of other
+tensors changes it; activations keep their scale, because matrices have variance 1 / fan_in and norms are 1.
+"""
+
+import hashlib
+import zlib
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike
+
+from nanoserve.specs.errors import ConfigError
+from nanoserve.specs.models import ModelSpec
+from nanoserve.weights import names
+
+
+class RandomTensors:
+    """Every tensor of `spec`, drawn when it is read.
+
+    Args:
+      spec: a dense llama-style model.
+      seed: 0 to 2**64 - 1.
+      dtype: of the arrays; drawn in float32 and rounded.
+
+    Raises:
+      WeightsError: the model is not a dense llama-style one.
+      ConfigError: the seed is out of range.
+    """
+
+    def __init__(self, spec: ModelSpec, seed: int, dtype: DTypeLike = ml_dtypes.bfloat16):
+        if not 0 <= seed < 1 << 64:
+            raise ConfigError(f"seed = {seed} of random weights must be in [0, 2**64)")
+        self._shapes = dict(names.tensor_shapes(spec))
+        self._seed, self._dtype = seed, np.dtype(dtype)
+        self.description = f"random weights of {spec.name}, seed {seed}"
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._shapes:
+            raise names.unknown_tensor(self, name)
+        return self._shapes[name]
+
+    def read(self, name: str) -> np.ndarray:
+        shape = self.shape(name)
+        if len(shape) == 1 and name.endswith(".weight"):
+            return np.ones(shape, self._dtype)
+        generator = np.random.Generator(
+            np.random.Philox(key=np.array([self._seed, zlib.crc32(name.encode())], np.uint64))
+        )
+        drawn = generator.standard_normal(shape, np.float32)
+        drawn *= np.float32(shape[-1] ** -0.5)
+        return drawn.astype(self._dtype)
+
+    def fingerprint(self) -> str:
+        listing = f"{self._seed} {self._dtype} {sorted(self._shapes.items())}"
+        return "random-" + hashlib.sha256(listing.encode()).hexdigest()
