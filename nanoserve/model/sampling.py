@@ -81,7 +81,9 @@ def keep(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array,
 
 def _draw(logits_BV, params: SamplingParams, positions_B, key) -> Int32[Array, " B"]:
     temperature_B = jnp.where(params.temperature_B > 0, params.temperature_B, 1.0)
-    below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)  # at most 0, so a tiny temperature cannot give inf
+    below_BV = logits_BV - jnp.max(
+        logits_BV, axis=-1, keepdims=True
+    )  # at most 0, so a tiny temperature cannot give inf
     kept_BV = keep(below_BV / temperature_B[:, None], params)
 
     def draw(seed, position, logits_V):

@@ -265,9 +265,7 @@ class _Batch:
 
 
 def _advance(spec: ModelSpec, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]) -> Stepped:
-    x_TD, kv = decoder.forward(
-        spec, params, state.kv, batch.tokens_T, batch.positions_T, batch.pages_T, batch.attend
-    )
+    x_TD, kv = decoder.forward(spec, params, state.kv, batch.tokens_T, batch.positions_T, batch.pages_T, batch.attend)
     logits_RV = decoder.logits(spec, params, x_TD[batch.last_R])
     next_positions_R = batch.positions_T[batch.last_R] + 1
     tokens_R, logprobs_R = sample(logits_RV, batch.sampling, next_positions_R, key)

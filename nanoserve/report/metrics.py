@@ -138,7 +138,7 @@ def summarize(
     Raises:
       LostRequestError: issued requests are not exactly those finished, refused, timed out or aborted.
     """
-    plans, done = _columns(steps, "step"), request_columns(requests)
+    plans, done = plan_columns(steps), request_columns(requests)
     reasons = check_conservation(done, len(requests) if issued is None else issued)
     duration_s = run_duration_s(done)
     return Summary(
@@ -278,6 +278,11 @@ def _objectives(requests: Columns, slo: Slo | None, duration_s: float) -> dict[s
 
 
 # ---- plans ----
+
+
+def plan_columns(steps: "pl.DataFrame") -> dict[str, np.ndarray]:
+    """The step table as arrays in order of time."""
+    return _columns(steps, "step")
 
 
 def useful_kv_tokens(plans: Columns) -> np.ndarray:

@@ -226,7 +226,7 @@ _TPUS = (
     _tpu(
         "tpu_v4",
         "tpu v4",
-        peak_flops_per_s={"bf16": 275 * _T},
+        peak_flops_per_s={"bf16": 275 * _T, "int8": 275 * _T},
         memory_gib=32,
         memory_gb_per_s=1200,
         torus_dims=3,
@@ -303,8 +303,8 @@ _TPUS = (
 )
 
 _HOST_JSON = "experiments/bench/results/host_cpu_2core.json (measured by experiments/bench/host.py)"
-_CPU_F32_FLOPS_PER_S = 173.5e9
-_CPU_COPY_BYTES_PER_S = 24.49e9
+_CPU_F32_FLOPS_PER_S = 332.1e9
+_CPU_COPY_BYTES_PER_S = 48.1e9
 
 _CPUS = (
     ChipSpec(

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from nanoserve.specs.errors import WeightsError, nearest
 from nanoserve.specs.models import Activation, ModelSpec, MoeSpec, RopeScaling
@@ -48,9 +48,6 @@ def read_config(path: str | pathlib.Path) -> ModelSpec:
     fields = Fields(_load_json(file), where=str(file))
     family = _family(fields)
     heads = fields.integer("num_attention_heads")
-    kv_heads = fields.integer("num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        fields.fail(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
     fields.refuse("attention_bias", "mlp_bias")
     return ModelSpec(
         name=file.absolute().parent.name,
@@ -58,7 +55,7 @@ def read_config(path: str | pathlib.Path) -> ModelSpec:
         layers=fields.integer("num_hidden_layers"),
         hidden=fields.integer("hidden_size"),
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=_kv_heads(fields, heads, family),
         head_size=_head_size(fields, heads, family),
         ffn=fields.integer("intermediate_size"),
         vocab=fields.integer("vocab_size"),
@@ -88,9 +85,13 @@ class Fields:
     values: Mapping[str, Any]
     where: str
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str) -> NoReturn:
         """Raises a `WeightsError` that says where."""
         raise WeightsError(f"{self.where}: {message}.")
+
+    def missing(self, key: str) -> NoReturn:
+        """Raises a `WeightsError` about an absent key."""
+        self.fail(f"the key {key!r} is missing; the config.json of a transformers checkpoint has it")
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number from 1 to `MAX_INTEGER`."""
@@ -136,7 +137,7 @@ class Fields:
     def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is None and default is None:
-            self.fail(f"the key {key!r} is missing.{nearest(key, self.values)} Is this a Hugging Face config.json?")
+            self.missing(key)
         return default if value is None else value
 
 
@@ -150,7 +151,9 @@ def _load_json(file: pathlib.Path) -> Mapping[str, Any]:
         with file.open("rb") as handle:
             data = handle.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise WeightsError(f"{file}: cannot be read ({error.strerror}). Give the folder that config.json is in.") from error
+        raise WeightsError(
+            f"{file}: cannot be read ({error.strerror}). Give the folder that config.json is in."
+        ) from error
     if not data or len(data) > MAX_CONFIG_BYTES:
         size = "empty" if not data else f"larger than {MAX_CONFIG_BYTES} bytes"
         raise WeightsError(f"{file}: the file is {size}. Download it again.")
@@ -225,6 +228,7 @@ class _Family:
     qk_norm: bool = False
     rope_theta: float = 10000.0
     head_size: int | None = None
+    kv_heads_required: bool = True
 
 
 def _by_name(families: Iterable[_Family]) -> Mapping[str, _Family]:
@@ -233,10 +237,10 @@ def _by_name(families: Iterable[_Family]) -> Mapping[str, _Family]:
 
 _FAMILIES = _by_name(
     (
-        _Family(name="llama"),
+        _Family(name="llama", kv_heads_required=False),
         _Family(name="mistral", window=_mistral_window),
         _Family(name="mixtral", window=_stated_window, moe=_mixtral_moe, rope_theta=1e6),
-        _Family(name="phi3", window=_stated_window),
+        _Family(name="phi3", window=_stated_window, kv_heads_required=False),
         _Family(name="qwen2", window=_qwen_window, qkv_bias=True),
         _Family(name="qwen3", window=_qwen_window, qk_norm=True, head_size=128),
     )
@@ -250,12 +254,24 @@ def _family(fields: Fields) -> _Family:
     return _FAMILIES[name]
 
 
+def _kv_heads(fields: Fields, heads: int, family: _Family) -> int:
+    """Null means one per query head; so does absent in Llama and Phi-3, while elsewhere it would mean a size's default."""
+    if family.kv_heads_required and "num_key_value_heads" not in fields.values:
+        fields.missing("num_key_value_heads")
+    kv_heads = fields.integer("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        fields.fail(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
+    return kv_heads
+
+
 def _head_size(fields: Fields, heads: int, family: _Family) -> int:
     if fields.values.get("head_dim") is not None or family.head_size is not None:
         return fields.integer("head_dim", default=family.head_size)
     hidden = fields.integer("hidden_size")
     if hidden % heads:
-        fields.fail(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}, and head_dim is absent")
+        fields.fail(
+            f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}, and head_dim is absent"
+        )
     return hidden // heads
 
 

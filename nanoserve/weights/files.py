@@ -5,10 +5,10 @@ Next: `safetensors` and `gguf`, which know what the bytes mean.
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from nanoserve.specs.errors import WeightsError
 
@@ -18,7 +18,7 @@ _SAMPLE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
+def reading(path: Path) -> Iterator[io.BufferedReader]:
     """Opens `path` for reading and turns what the operating system objects to into a WeightsError."""
     try:
         with path.open("rb") as file:
@@ -27,16 +27,17 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         raise WeightsError(f"{path}: cannot be read ({e.strerror or e}). Check the path and its permissions") from e
 
 
-def read_at(path: Path, offset: int, nbytes: int) -> bytes:
-    """Exactly `nbytes` bytes of `path` from `offset`.
+def read_at(path: Path, offset: int, nbytes: int) -> bytearray:
+    """Exactly `nbytes` bytes of `path` from `offset`, in a buffer that is the caller's to keep and change.
 
     Raises:
       WeightsError: the file ends before, or cannot be read.
     """
+    data = bytearray(nbytes)
     with reading(path) as file:
         file.seek(offset)
-        data = file.read(nbytes)
-    if len(data) != nbytes:
+        found = file.readinto(data)
+    if found != nbytes:
         raise WeightsError(f"{path}: ends before byte {offset + nbytes}. It changed while in use; download it again")
     return data
 

@@ -1,6 +1,7 @@
-"""The names and shapes of a model's tensors: Hugging Face's for dense llama-style models (llama, qwen2, qwen3, mistral, phi3).
+"""The names and shapes of a model's tensors, as Hugging Face has them for dense llama-style models.
 
-Matrices are [out, in]. A tied model has no `lm_head.weight`. Phi-3's fused matrices appear here already split.
+Those are llama, qwen2, qwen3, mistral and phi3. Matrices are [out, in]. A tied model has no `lm_head.weight`. Phi-3's
+fused matrices appear here already split.
 Next: `random`, which draws every tensor named here, and `gguf`, which maps another spelling to these.
 """
 

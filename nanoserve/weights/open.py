@@ -40,20 +40,16 @@ def spec_of(path_or_name: str | Path) -> ModelSpec:
     """The shape of the model at a path: from the GGUF's metadata, or from `config.json` beside the weights.
 
     Raises:
-      WeightsError: there is neither, or the metadata describes a model that nanoserve does not compute.
-      ConfigError: `config.json` does.
+      WeightsError: there is neither, or it describes a model that nanoserve does not compute.
     """
     path = locate(path_or_name)
     if is_gguf(path):
-        from nanoserve.weights.gguf import spec_from_gguf
+        from nanoserve.weights.gguf_spec import spec_from_gguf
 
         return spec_from_gguf(path)
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    if not config.is_file():
-        raise WeightsError(f"{path}: has no config.json that states the model's shape. Copy it from the model's page")
     from nanoserve.specs.huggingface import read_config
 
-    return read_config(config)
+    return read_config(path if path.is_dir() else path.parent)
 
 
 def locate(path_or_name: str | Path) -> Path:

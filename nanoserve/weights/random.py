@@ -1,7 +1,7 @@
 """Random weights of any dense model, for runs and tests where only the shape matters.
 
-Invariants: a tensor depends on (seed, its name, its shape) alone, so neither the order of reads nor the presence of other
-tensors changes it; activations keep their scale, because matrices have variance 1 / fan_in and norms are 1.
+Invariants: a tensor depends on (seed, its name, its shape) alone, so neither the order of reads nor the other tensors
+change it; activations keep their scale, because matrices have variance 1 / fan_in and norms are 1.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints in the safetensors format: one file, or a folder of shards with an index.
 
-Invariants: the `safetensors` library checks each header against its file when it is opened; the index may only name files
-inside the folder; Phi-3's fused matrices are offered under the split names, and a read touches only its own rows.
+Invariants: the `safetensors` library checks each header against its file when it is opened; the index may only name
+files inside the folder; Phi-3's fused matrices are offered under the split names, and a read touches only its own rows.
 Next: `names` for what a model needs of a checkpoint.
 """
 
@@ -47,7 +47,9 @@ class SafetensorsTensors:
         self._files: dict[Path, Any] = {}
         self._places = self._folder(path) if path.is_dir() else self._file(path)
         if spec is not None:
-            self._places = _split_fused(self._places, spec)
+            for whole, parts in _fused_parts(spec).items():
+                for name in [name for name in self._places if whole in name]:
+                    self._split(name, whole, parts)
 
     def names(self) -> frozenset[str]:
         return frozenset(self._places)
@@ -55,18 +57,10 @@ class SafetensorsTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         place = self._place(name)
         shape = tuple(self._stored(place).get_shape())
-        if place.rows is None:
-            return shape
-        if not shape or shape[0] < place.rows.stop:
-            raise WeightsError(
-                f"{place.path}: fused tensor '{place.stored}' has shape {list(shape)}, too few rows to hold '{name}'. "
-                "Name the model these weights belong to"
-            )
-        return place.rows.stop - place.rows.start, *shape[1:]
+        return shape if place.rows is None else (place.rows.stop - place.rows.start, *shape[1:])
 
     def read(self, name: str) -> np.ndarray:
         place = self._place(name)
-        self.shape(name)
         try:
             if place.rows is None:
                 return self._files[place.path].get_tensor(place.stored)
@@ -87,10 +81,23 @@ class SafetensorsTensors:
     def _stored(self, place: _Place) -> Any:
         return self._files[place.path].get_slice(place.stored)
 
+    def _split(self, name: str, whole: str, parts: Mapping[str, int]) -> None:
+        """Offers the rows of the fused tensor `name` under the names of its parts instead."""
+        shape, rows = self.shape(name), sum(parts.values())
+        if shape[:1] != (rows,):
+            raise WeightsError(
+                f"{self.description}: fused tensor '{name}' has shape {list(shape)}, but the model's parts of it have "
+                f"{rows} rows. Name the model these weights belong to"
+            )
+        place, start = self._places.pop(name), 0
+        for part, rows in parts.items():
+            self._places[name.replace(whole, part)] = dataclasses.replace(place, rows=slice(start, start + rows))
+            start += rows
+
     def _file(self, path: Path) -> dict[str, _Place]:
         """Opens one file and lists its tensors."""
         with files.reading(path):
-            pass
+            pass  # a missing or unreadable file is reported as such; the library would call it damaged
         try:
             self._files[path] = safe_open(path, framework="numpy")
             return {name: _Place(path, name) for name in self._files[path].keys()}  # noqa: SIM118 (not a mapping)
@@ -129,20 +136,10 @@ def _read_index(path: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _split_fused(places: Mapping[str, _Place], spec: ModelSpec) -> dict[str, _Place]:
-    """Replaces `qkv_proj` and `gate_up_proj` (Phi-3) by the parts, in the order in which their rows are stacked."""
+def _fused_parts(spec: ModelSpec) -> dict[str, dict[str, int]]:
+    """Phi-3's fused matrices: the part of the name to replace, by which names, each with its rows, in stacked order."""
     q, kv = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    fused = {
-        "self_attn.qkv_proj.": {"self_attn.q_proj.": q, "self_attn.k_proj.": kv, "self_attn.v_proj.": kv},
-        "mlp.gate_up_proj.": {"mlp.gate_proj.": spec.ffn, "mlp.up_proj.": spec.ffn},
+    return {
+        ".self_attn.qkv_proj.": {".self_attn.q_proj.": q, ".self_attn.k_proj.": kv, ".self_attn.v_proj.": kv},
+        ".mlp.gate_up_proj.": {".mlp.gate_proj.": spec.ffn, ".mlp.up_proj.": spec.ffn},
     }
-    split = dict(places)
-    for name, place in places.items():
-        for whole, parts in fused.items():
-            if whole in name:
-                del split[name]
-                start = 0
-                for part, rows in parts.items():
-                    split[name.replace(whole, part)] = dataclasses.replace(place, rows=slice(start, start + rows))
-                    start += rows
-    return split

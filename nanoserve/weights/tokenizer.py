@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
@@ -124,7 +125,7 @@ def _from_gguf(header: Header) -> Tokenizer:
     kind = header.get("tokenizer.ggml.model", str)
     if kind != "gpt2":
         raise WeightsError(
-            f"{header.path}: its tokenizer is of kind '{kind}', and only 'gpt2' (byte-level BPE) is read from a GGUF file. "
+            f"{header.path}: its tokenizer is of kind '{kind}', and only 'gpt2' (byte-level BPE) is read from GGUF. "
             "Put the model's tokenizer.json in a folder and open that"
         )
     tokens, merges = header.get("tokenizer.ggml.tokens", list), header.get("tokenizer.ggml.merges", list)
@@ -139,7 +140,7 @@ def _from_gguf(header: Header) -> Tokenizer:
         library.normalizer = normalizers.NFC()
     library.pre_tokenizer = _pre_tokenizer(pre)
     library.decoder = decoders.ByteLevel()
-    types = header.metadata.get("tokenizer.ggml.token_type", [])
+    types = header.get("tokenizer.ggml.token_type", np.ndarray, np.zeros(0))
     library.add_tokens(
         [
             AddedToken(token, normalized=False, special=bool(token_type == _CONTROL))
@@ -154,8 +155,8 @@ def _from_gguf(header: Header) -> Tokenizer:
 
 def _bpe(header: Header, vocab: dict[str, int], merges: list[str], ignore_merges: bool) -> models.BPE:
     try:
-        pairs = [tuple(merge.split(" ")) for merge in merges]
-        return models.BPE(vocab, pairs, ignore_merges=ignore_merges)
+        pairs = (merge.partition(" ") for merge in merges)
+        return models.BPE(vocab, [(left, right) for left, _, right in pairs], ignore_merges=ignore_merges)
     except Exception as e:  # the library raises a bare Exception for a merge outside the vocabulary
         raise WeightsError(f"{header.path}: tokenizer.ggml.merges cannot be used ({e}). Convert the model again") from e
 

@@ -44,9 +44,7 @@ def prefill_attention(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, s
         position_Q = jnp.where(jnp.arange(Q) < left, kv_lens_R[row] - left + jnp.arange(Q), -1)
         q_QKGh = lax.dynamic_slice_in_dim(q_TKGh, start, Q)
         table_1N = lax.dynamic_slice_in_dim(page_table_RN, row, 1)
-        out = _attend(
-            q_QKGh[None], kv_pages, table_1N, position_Q[None], scale=scale, window=window, soft_cap=soft_cap
-        )
+        out = _attend(q_QKGh[None], kv_pages, table_1N, position_Q[None], scale=scale, window=window, soft_cap=soft_cap)
         # The block's unused queries give zeros; the next block starts where they do and overwrites them.
         return lax.dynamic_update_slice_in_dim(out_TKGh, out[0], start, axis=0)
 

@@ -1,0 +1,102 @@
+"""Execute or simulate: the decision, and the one line that says why.
+
+`auto` executes with JAX where the experiment's chips are present and the model fits, and simulates elsewhere. An explicit
+`jax` that cannot be served is an error with the same reason.
+"""
+
+import dataclasses
+from typing import Literal
+
+from nanoserve.specs.chips import ClusterSpec, Precision
+from nanoserve.specs.errors import CapacityError, ConfigError
+from nanoserve.specs.models import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which executor runs, and a sentence for every output.
+
+    Attributes:
+      executor: `jax` or `roofline`. line: "executed on ..." or "simulated because ...".
+      device_kind: what runs it, as JAX calls it, or the chip that is simulated.
+    """
+
+    executor: Literal["jax", "roofline"]
+    line: str
+    device_kind: str
+
+
+def choose_executor(asked: str, model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> Choice:
+    """Decides.
+
+    Args:
+      asked: `auto`, `jax` or `roofline`.
+      model, cluster, precision: what would have to run, where, and how.
+
+    Raises:
+      ConfigError: `jax` was asked for and cannot run here; the message says why.
+    """
+    chips = f"{cluster.count} x {cluster.chip.name}"
+    simulated = f"{chips} (simulated)"
+    if asked == "roofline":
+        return Choice("roofline", "simulated because the roofline executor was asked for", simulated)
+    obstacle = jax_obstacle(model, cluster, precision)
+    if obstacle and asked == "jax":
+        raise ConfigError(f"cannot execute {model.name} on {chips} with JAX: {obstacle}. Use --executor=auto to simulate it")
+    if obstacle:
+        return Choice("roofline", f"simulated because {obstacle}", simulated)
+    import jax
+
+    kind = jax.devices(cluster.chip.platform)[0].device_kind
+    why = "was asked for" if asked == "jax" else "the chips are here and the model fits"
+    return Choice("jax", f"executed with JAX on {chips} ({kind}): {why}", kind)
+
+
+def jax_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
+    """Why JAX cannot execute a model here, or an empty string."""
+    return _decoder_obstacle(model, precision) or _device_obstacle(cluster) or _memory_obstacle(model, cluster, precision)
+
+
+def _decoder_obstacle(model: ModelSpec, precision: Precision) -> str:
+    from nanoserve.executors.jax_build import JAX_DTYPES
+    from nanoserve.model.params import supports
+
+    reason = supports(model)
+    if reason:
+        return reason
+    for part in ("weights", "kv", "activations", "compute"):
+        dtype = getattr(precision, part)
+        if dtype not in JAX_DTYPES:
+            return f"{part} in {dtype} are priced but not executed yet"
+    if len({precision.weights, precision.activations, precision.compute}) > 1:
+        return "weights, activations and compute of different dtypes are priced but not executed yet"
+    return ""
+
+
+def _device_obstacle(cluster: ClusterSpec) -> str:
+    import jax
+
+    chip = cluster.chip
+    wanted = cluster.count * chip.jax_devices_per_chip
+    try:
+        devices = jax.devices(chip.platform)
+    except RuntimeError:  # JAX has no such backend here
+        devices = []
+    here = [d for d in devices if any(kind in d.device_kind.lower() for kind in chip.device_kinds)]
+    if len(here) < wanted:
+        present = jax.devices()
+        return (
+            f"the config asks for {cluster.count} x {chip.name} and this machine has "
+            f"{len(present)} x {present[0].device_kind}"
+        )
+    return ""
+
+
+def _memory_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
+    from nanoserve.roofline.memory import check_weights_fit
+
+    try:
+        check_weights_fit(model, cluster, precision)
+    except CapacityError as error:
+        return str(error)
+    return ""

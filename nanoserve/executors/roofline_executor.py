@@ -1,0 +1,60 @@
+"""Plans that are priced instead of run: the simulator is the real engine with this executor and a virtual clock.
+
+Invariant: exact. A plan of k steps takes what its steps take one by one, in ticks, so a run does not depend on how steps
+are gathered into plans. Next: `nanoserve.roofline.pricing`.
+"""
+
+import dataclasses
+
+from nanoserve.engine.types import TICKS_PER_S, Plan, StepResult
+from nanoserve.roofline.calibration import Calibration
+from nanoserve.roofline.counts import StepCounts
+from nanoserve.roofline.pricing import Pricer
+from nanoserve.specs.chips import ClusterSpec, Precision
+from nanoserve.specs.models import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Priced:
+    """A pending result that is already known."""
+
+    value: StepResult
+
+    def result(self) -> StepResult:
+        """The priced step."""
+        return self.value
+
+
+class RooflineExecutor:
+    """Implements `engine.types.Executor` by pricing. Makes no tokens, so nothing stops before its length."""
+
+    def __init__(self, model: ModelSpec, cluster: ClusterSpec, precision: Precision, calibration: Calibration):
+        """Makes the pricer.
+
+        Raises:
+          ConfigError: unknown dtype, or a mesh axis other than `tensor`.
+        """
+        self.pricer = Pricer(model, cluster, precision, calibration, ticks_per_s=TICKS_PER_S)
+        self._window_tokens = model.sliding_window_tokens
+
+    def submit(self, plan: Plan) -> _Priced:
+        """Prices a plan."""
+        counts, pricer = plan.counts, self.pricer
+        duration = pricer.plan_ticks(counts)
+        first = duration if plan.horizon == 1 else pricer.first_step_ticks(counts, self._growth(plan))
+        return _Priced(StepResult(duration, first, host_ticks=counts.steps * pricer.host_ticks))
+
+    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+        """How many decode steps start within `span_ticks`: exact without a sliding window.
+
+        With one, it is not known here which rows still grow; all are taken to, so the answer may be a few steps short.
+        """
+        return self.pricer.steps_before(counts, span_ticks, growth=counts.decode_seqs)
+
+    def release(self, index: int) -> None:
+        """Nothing is held."""
+
+    def _growth(self, plan: Plan) -> int:
+        if self._window_tokens is None:
+            return plan.counts.decode_seqs
+        return sum(row.start + 1 < self._window_tokens for row in plan.rows())

@@ -1,0 +1,119 @@
+"""The parts of the decoder against NumPy float64, and what its matrix products cost."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nanoserve.model.decoder import ACTIVATIONS, rms_norm, write_kv
+from nanoserve.model.flops import dot_general_flops
+from nanoserve.model.params import abstract
+from nanoserve.model.rope import frequencies, rotate, rotation
+from nanoserve.model.step import init_state, make_steps
+from nanoserve.specs.models import RopeScaling
+from tests.model.factories import KEY, TINY, decode_rows, prefill_rows, sequence
+
+UNTIED, TIED = TINY, dataclasses.replace(TINY, tied_embeddings=True)
+
+
+def test_rms_norm_matches_float64():
+    x = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32) * 10
+    weight = np.random.default_rng(1).standard_normal(32).astype(np.float32)
+    want = x / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True) + 1e-3) * weight
+    np.testing.assert_allclose(rms_norm(x, weight, 1e-3), want, rtol=2e-6)
+
+
+def test_rms_norm_of_bf16_is_rounded_once():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 32)), jnp.bfloat16)
+    exact = rms_norm(x.astype(jnp.float32), jnp.ones(32), 1e-5)
+    np.testing.assert_array_equal(rms_norm(x, jnp.ones(32, jnp.bfloat16), 1e-5), exact.astype(jnp.bfloat16))
+
+
+def test_rotation_is_a_complex_product():
+    positions = np.array([0, 1, 7, 400])
+    x = np.random.default_rng(0).standard_normal((4, 2, 3, TINY.head_size)).astype(np.float32)
+    half = TINY.head_size // 2
+    turns = np.exp(1j * positions[:, None] * 10000.0 ** (-np.arange(half) / half))
+    want = (x[..., :half] + 1j * x[..., half:]) * turns[:, None, None]
+    got = rotate(jnp.asarray(x), rotation(TINY, jnp.asarray(positions)))
+    np.testing.assert_allclose(got, np.concatenate([want.real, want.imag], axis=-1), atol=1e-4)
+
+
+def test_llama3_scaling_keeps_fast_frequencies_and_divides_slow_ones():
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_tokens=8192)
+    spec = dataclasses.replace(TINY, head_size=128, rope_theta=500000.0)
+    plain = frequencies(spec)
+    scaled = frequencies(dataclasses.replace(spec, rope_scaling=scaling))
+    waves = 2 * np.pi / plain
+    fast, slow = waves < 8192 / 4, waves > 8192
+    np.testing.assert_array_equal(scaled[fast], plain[fast])
+    np.testing.assert_allclose(scaled[slow], plain[slow] / 8, rtol=1e-6)
+    between = ~fast & ~slow
+    assert between.any() and ((scaled < plain) & (scaled > plain / 8))[between].all()
+
+
+def test_activations_match_their_definitions():
+    x = np.linspace(-4, 4, 33)
+    tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(ACTIVATIONS["silu"](x), x / (1 + np.exp(-x)), atol=1e-6)
+    np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-6)
+    assert 1e-5 < np.abs(ACTIVATIONS["gelu"](x) - tanh).max() < 1e-3
+
+
+def test_write_kv_puts_keys_and_values_where_they_belong():
+    k, v = np.ones((3, 2, 4), np.float32), 2 * np.ones((3, 2, 4), np.float32)
+    pages = write_kv(jnp.zeros((5, 4, 2, 2, 4)), k, v, jnp.array([0, 6, 3]), jnp.array([4, 1, 5]))
+    written = np.argwhere(np.asarray(pages).any(axis=(2, 3, 4)))
+    assert written.tolist() == [[1, 2], [4, 0]]  # page 5 of 5 is dropped
+    assert (pages[4, 0, :, 0] == 1).all() and (pages[4, 0, :, 1] == 2).all()
+
+
+def layer_flops(spec, tokens: int) -> dict[str, int]:
+    """2 m n k of every projection of all layers, from the spec alone."""
+    D, H, K, h = spec.hidden, spec.heads, spec.kv_heads, spec.head_size
+    return {
+        "attention/qkv": spec.layers * 2 * tokens * D * (H + 2 * K) * h,
+        "attention/out": spec.layers * 2 * tokens * H * h * D,
+        "mlp": spec.layers * 3 * 2 * tokens * D * spec.ffn,
+    }
+
+
+@pytest.mark.parametrize("spec", [UNTIED, TIED], ids=["untied", "tied"])
+def test_decode_multiplies_exactly_what_the_formulas_say(spec):
+    rows, steps, chunks = 3, 5, 2
+    state = jax.eval_shape(lambda: init_state(spec, pages=40, page_tokens=64, slots=6, dtype=jnp.float32))
+    decode = decode_rows([sequence(0, 9)], [300], rows=rows)
+    step = make_steps(spec).decode.trace(abstract(spec, jnp.float32), state, decode, KEY)
+    attended = rows * chunks * 256  # the longest row needs two chunks of 256 positions
+    assert dot_general_flops(step.jaxpr, while_trips=chunks) == {
+        **layer_flops(spec, rows),
+        "attention/decode_attention": spec.layers * 4 * spec.heads * spec.head_size * attended,
+        "head": 2 * rows * spec.hidden * spec.vocab,
+    }
+    loop = make_steps(spec).decode_loop.trace(abstract(spec, jnp.float32), state, decode, 5, KEY, max_steps=8)
+    projections = layer_flops(spec, rows * steps)
+    counted = dot_general_flops(loop.jaxpr, while_trips=steps)
+    assert {name: counted[name] for name in projections} == projections
+
+
+def test_prefill_multiplies_exactly_what_the_formulas_say():
+    tokens, rows, table = 32, 3, 8 * 4
+    state = jax.eval_shape(lambda: init_state(TINY, pages=40, page_tokens=4, slots=6, dtype=jnp.float32))
+    prefill = prefill_rows([(sequence(0, 9), 0, 9)], tokens=tokens, rows=rows)
+    step = make_steps(TINY).prefill.trace(abstract(TINY, jnp.float32), state, prefill, KEY)
+    assert dot_general_flops(step.jaxpr) == {
+        **layer_flops(TINY, tokens),
+        "attention/prefill_attention": TINY.layers * 4 * TINY.heads * TINY.head_size * tokens * table,  # one block
+        "head": 2 * rows * TINY.hidden * TINY.vocab,
+    }
+
+
+def test_flops_go_through_scans_conditions_and_calls():
+    def program(x):
+        x, _ = jax.lax.scan(lambda carry, _: (carry @ carry, None), x, length=7)
+        return jax.jit(lambda y: jax.lax.cond(y[0, 0] > 0, lambda z: z @ z @ z, lambda z: z @ z, y))(x)
+
+    counted = dot_general_flops(jax.make_jaxpr(program)(jnp.zeros((4, 4))))
+    assert counted.total() == (7 + 2) * 2 * 4**3

@@ -1,0 +1,82 @@
+"""Tensor parallelism over virtual devices: the same tokens, and no link traffic that is not needed."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from nanoserve.model.sharding import make_mesh, partition_spec, shardings
+from nanoserve.specs.errors import ConfigError
+from tests.model.factories import TINY
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+PROGRAM = """
+import re, jax, numpy as np
+from nanoserve.model import sharding, step
+from tests.model.factories import *
+
+mesh = sharding.make_mesh(jax.devices())
+sequences = [sequence(0, 9), sequence(3, 5)]
+prompts = prefill_rows([(s, 0, len(s.tokens)) for s in sequences], tokens=16, rows=2)
+how = sampling(2, temperature=[0.0, 1.0], top_k=20)
+
+def run(mixed, params, state):
+    found = []
+    for decode, prefill in (
+        (decode_rows([], [], rows=2, how=how), prompts),
+        (decode_rows(sequences, [9, 5], rows=2, how=how), prefill_rows([], tokens=16, rows=2)),
+        (decode_rows(sequences, [10, 6], rows=2, how=how), prefill_rows([], tokens=16, rows=2)),
+    ):
+        state, tokens, logprobs = mixed(params, state, decode, prefill, KEY)
+        found.append((tokens, logprobs))
+    return state, found
+
+_, want = run(step.make_steps(TINY).mixed, random_params(), empty_state())
+params = jax.device_put(random_params(), sharding.shardings(mesh, TINY))
+state = jax.device_put(empty_state(), step.state_shardings(mesh, TINY))
+mixed = step.make_steps(TINY, mesh=mesh).mixed
+program = mixed.lower(params, state, decode_rows([], [], rows=2), prompts, KEY).compile()
+state, found = run(program, params, state)
+
+for (tokens, logprobs), (tokens_wanted, logprobs_wanted) in zip(found, want):
+    np.testing.assert_array_equal(tokens, tokens_wanted)
+    np.testing.assert_allclose(logprobs, logprobs_wanted, atol=1e-5)
+assert state.kv[0].addressable_shards[0].data.shape[2] == TINY.kv_heads // 2
+
+scopes = re.findall('all-[a-z]+[(].*op_name="([^"]*)"', program.as_text())
+for part in ("attention/out", "mlp"):
+    assert sum(part in scope for scope in scopes) == TINY.layers, (part, scopes)
+unwanted = [s for s in scopes if any(part in s for part in ("_attention", "write_kv", "qkv", "rope"))]
+assert not unwanted, unwanted
+"""
+
+
+def test_two_devices_give_the_tokens_of_one_with_two_reductions_a_layer():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=os.environ | flags, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_only_kv_heads_ffn_and_vocabulary_are_cut():
+    assert partition_spec(("hidden", "kv_heads", "queries_key_value", "head_size")) == PartitionSpec(
+        None, "tensor", None, None
+    )
+    assert partition_spec(("hidden",)) == PartitionSpec(None)
+    cut = jax.tree.leaves(shardings(make_mesh(jax.devices()[:1]), TINY))
+    assert sum("tensor" in sharding.spec for sharding in cut) == 2 + 4 * TINY.layers
+
+
+@pytest.mark.parametrize(("axis", "size"), [("kv_heads", 3), ("ffn", 49), ("vocab", 97)])
+def test_an_axis_that_does_not_divide_is_named(axis, size):
+    spec = dataclasses.replace(TINY, heads=12, kv_heads=4)
+    spec = dataclasses.replace(spec, **{axis: size})
+    with pytest.raises(ConfigError, match=f"{axis} = {size} does not divide over 2 chips"):
+        shardings(AbstractMesh((2,), ("tensor",)), spec)
