@@ -43,10 +43,11 @@ def as_tuple(tokens: np.ndarray) -> str:
 
 
 def copula_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """The correlation of two normals whose ranks correlate as these columns' do: 2 sin(pi rho / 6), rho Spearman's."""
-    from scipy.stats import spearmanr
+    """The correlation of two normals whose ranks correlate as these columns' do: 2 sin(pi rho / 6), rho Spearman's rank correlation."""
+    from scipy.stats import rankdata
 
-    return 2 * math.sin(math.pi * float(spearmanr(first, second).statistic) / 6)
+    spearman = float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    return 2 * math.sin(math.pi * spearman / 6)
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoserve.engine.clock import Clock, VirtualClock, WallClock
-from nanoserve.engine.engine import Engine
+from nanoserve.engine.engine import Engine, Load
 from nanoserve.engine.log import RunLog
 from nanoserve.engine.scheduler import Scheduler
 from nanoserve.engine.types import EngineConfig, Executor, Request, to_ticks
@@ -22,9 +22,10 @@ from nanoserve.executors.roofline_executor import RooflineExecutor
 from nanoserve.experiment import Experiment, Facts, resolve
 from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.memory import num_pages
-from nanoserve.roofline.pricing import Pricer
 from nanoserve.roofline.records import cost_columns
 from nanoserve.specs.errors import ConfigError
+from nanoserve.specs.models import ModelSpec
+from nanoserve.trace.load import ClosedLoop, OpenLoop
 from nanoserve.trace.source import open_load, open_trace
 from nanoserve.trace.types import Trace
 
@@ -55,6 +56,7 @@ class Replay:
         choice: Choice,
         trace: Trace,
         engine: Engine,
+        load: OpenLoop | ClosedLoop,
         calibration: Calibration,
         jax_executor: "JaxExecutor | None",
         tokenizer: "Tokenizer | None",
@@ -62,9 +64,19 @@ class Replay:
     ):
         """Made by `prepare`."""
         self.experiment, self.facts, self.choice, self.trace = experiment, facts, choice, trace
-        self.engine, self.calibration = engine, calibration
+        self.engine, self.load, self.calibration = engine, load, calibration
         self.jax_executor, self.tokenizer = jax_executor, tokenizer
         self.weights_fingerprint = weights_fingerprint
+
+    @property
+    def programs(self) -> int:
+        """How many programs `warm_up` will compile."""
+        return 0 if self.jax_executor is None else self.jax_executor.ladders.programs
+
+    @property
+    def issued(self) -> int:
+        """Requests that the load has sent, by its own count: what conservation is checked against."""
+        return len(self.trace) - self.load.remaining
 
     def warm_up(self) -> Iterator[str]:
         """Compiles every program of a real run, yielding their names; nothing to do for a simulated one."""
@@ -114,7 +126,7 @@ def prepare(experiment: Experiment) -> Replay:
     facts = resolve(experiment)
     choice = choose_executor(experiment.executor, facts.model, facts.cluster, experiment.precision)
     tokenizer = _tokenizer(experiment)
-    trace = open_trace(experiment.trace, tokenizer.encode if tokenizer else None)
+    trace = open_trace(experiment.trace)
     calibration = constants_for(facts.cluster.chip, experiment.precision, experiment.pricing.mode)
     config = experiment.engine
     pages = config.num_pages or num_pages(
@@ -135,14 +147,16 @@ def prepare(experiment: Experiment) -> Replay:
         executor = jax_executor = _jax_executor(experiment, facts, trace, weights, pages, tokenizer)
         clock = WallClock()
     else:
-        executor = RooflineExecutor(Pricer(facts.model, facts.cluster, experiment.precision, calibration))
-    engine = build_engine(config, facts, trace, pages, executor, clock, experiment)
+        executor = RooflineExecutor(facts.model, facts.cluster, experiment.precision, calibration)
+    load = open_load(experiment.trace, trace, to_ticks)
+    engine = build_engine(config, facts.model, trace, pages, executor, clock, load)
     return Replay(
         experiment=experiment,
         facts=facts,
         choice=choice,
         trace=trace,
         engine=engine,
+        load=load,
         calibration=calibration,
         jax_executor=jax_executor,
         tokenizer=tokenizer,
@@ -151,22 +165,22 @@ def prepare(experiment: Experiment) -> Replay:
 
 
 def build_engine(
-    config: EngineConfig, facts: Facts, trace: Trace, pages: int, executor: Executor, clock: Clock, experiment: Experiment
+    config: EngineConfig, model: ModelSpec, trace: Trace, pages: int, executor: Executor, clock: Clock, load: Load
 ) -> Engine:
-    """An engine over a trace with a given executor and clock."""
-    context = min(config.max_context_tokens or facts.model.max_context_tokens, facts.model.max_context_tokens)
+    """An engine over a trace with a given executor, clock and load."""
+    context = min(config.max_context_tokens or model.max_context_tokens, model.max_context_tokens)
     log = RunLog(len(trace))
     scheduler = Scheduler(
         config,
         num_pages=pages,
         max_context_tokens=context,
         log=log,
-        window_tokens=facts.model.sliding_window_tokens,
+        window_tokens=model.sliding_window_tokens,
     )
     return Engine(
         scheduler=scheduler,
         executor=executor,
-        load=open_load(experiment.trace, trace, to_ticks),
+        load=load,
         clock=clock,
         log=log,
         request_of=_requests_of(trace),

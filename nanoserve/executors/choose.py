@@ -7,6 +7,7 @@
 import dataclasses
 from typing import Literal
 
+from nanoserve.specs.chip_registry import detect
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import CapacityError, ConfigError
 from nanoserve.specs.models import ModelSpec
@@ -82,7 +83,7 @@ def _device_obstacle(cluster: ClusterSpec) -> str:
         devices = jax.devices(chip.platform)
     except RuntimeError:  # JAX has no such backend here
         devices = []
-    here = [d for d in devices if any(kind in d.device_kind.lower() for kind in chip.device_kinds)]
+    here = [d for d in devices if detect(d.device_kind, chip.platform) == chip]
     if len(here) < wanted:
         present = jax.devices()
         return (
@@ -93,10 +94,10 @@ def _device_obstacle(cluster: ClusterSpec) -> str:
 
 
 def _memory_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
-    from nanoserve.roofline.memory import check_weights_fit
+    from nanoserve.roofline.memory import num_pages
 
     try:
-        check_weights_fit(model, cluster, precision)
+        num_pages(model, cluster, precision)
     except CapacityError as error:
         return str(error)
     return ""

@@ -42,6 +42,12 @@ class Ladders:
     table_pages: int
     loop_steps: int
 
+    @property
+    def programs(self) -> int:
+        """How many programs the ladders ask for."""
+        decode, prefill = len(self.decode_rows), len(self.prefill_tokens)
+        return decode * (1 + (self.loop_steps > 1)) + prefill * (1 + decode)
+
 
 @dataclasses.dataclass(frozen=True)
 class RequestSampling:

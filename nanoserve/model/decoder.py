@@ -88,8 +88,18 @@ def attention(
     q_TKGh, k_TKh = rotate(q_TKGh, turn), rotate(k_TKh, turn)
     pages = write_kv(pages, k_TKh, v_TKh, positions_T, pages_T)
     attended_THh = attend(q_TKGh.reshape(-1, spec.heads, spec.head_size), pages)
-    with jax.named_scope("out"):
-        return einsum_as(x_TD.dtype, "TKGh,KGhD->TD", attended_THh.reshape(q_TKGh.shape), layer.wo), pages
+    return project_out(layer, attended_THh), pages
+
+
+@jax.named_scope("out")
+def project_out(layer: Layer, attended_THh: Float[Array, "T H h"]) -> Float[Array, "T D"]:
+    """Attended values back to the residual stream, as a plain product of two matrices.
+
+    Contracting K, G and h as three axes makes XLA transpose a copy of `wo` in every step (seen on CPU, 0.11.2).
+    """
+    tokens, width = attended_THh.shape[0], layer.wo.shape[-1]
+    flat_TI = attended_THh.reshape(tokens, -1)
+    return einsum_as(attended_THh.dtype, "TI,ID->TD", flat_TI, layer.wo.reshape(-1, width))
 
 
 @jax.named_scope("qkv")

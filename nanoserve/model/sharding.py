@@ -6,6 +6,7 @@ one per call slows every step without anything showing as a recompile.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ TENSOR = "tensor"
 RULES: Mapping[str, str] = {"vocab": TENSOR, "kv_heads": TENSOR, "ffn": TENSOR}
 
 
-def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+def make_mesh(devices: Sequence[Any]) -> Mesh:
     """A one-dimensional mesh for tensor parallelism; the compiler chooses how activations are laid out over it."""
     return Mesh(np.array(devices), (TENSOR,), axis_types=(AxisType.Auto,))
 

@@ -197,7 +197,7 @@ def decode_loop(
 
     def body(index, carry):
         state, tokens, logprobs = carry
-        rows = decode.replace(positions_B=decode.positions_B + index)
+        rows = dataclasses.replace(decode, positions_B=decode.positions_B + index)
         state, tokens_B, logprobs_B = decode_step(spec, attention, params, state, rows, key)
         return state, tokens.at[index].set(tokens_B), logprobs.at[index].set(logprobs_B)
 
@@ -239,9 +239,7 @@ def make_steps(spec: ModelSpec, *, attention: Attention | None = None, mesh: Mes
         if mesh is not None:
             everywhere = NamedSharding(mesh, PartitionSpec())
             options["out_shardings"] = (state_shardings(mesh, spec), everywhere, everywhere)
-        bound = functools.partial(step, spec, attention)
-        bound.__name__ = step.__name__  # what profiles and compile logs call it
-        return jax.jit(bound, donate_argnames="state", **options)
+        return jax.jit(functools.partial(step, spec, attention), donate_argnames="state", **options)
 
     return Steps(
         prefill=entry(prefill_step),

@@ -114,8 +114,9 @@ def objective_line(summary: Summary) -> str:
     verdict = "met" if summary.slo_met else "missed"
     return (
         f"SLO {summary.slo.name}: p99 of TTFT ≤ {units.time(summary.slo.ttft_s)} and of TPOT ≤ "
-        f"{units.time(summary.slo.tpot_s)}: {verdict}. {units.share(summary.slo_attainment)} of issued requests were good "
-        f"({units.share(summary.slo_attainment_completed)} of completed), {units.significant(summary.goodput_rps)} a second."
+        f"{units.time(summary.slo.tpot_s)}: {verdict}. {units.share(summary.slo_attainment)} of issued requests "
+        f"were good ({units.share(summary.slo_attainment_completed)} of completed), "
+        f"{units.significant(summary.goodput_rps)} a second."
     )
 
 

@@ -9,8 +9,8 @@ DEFINITIONS: Sequence[tuple[str, str]] = (
     (
         "ITL",
         (
-            "Inter-token latency: every gap between two output tokens of a sequence, pooled over all sequences. The gap across "
-            "a preemption is not in it; it is the stall."
+            "Inter-token latency: every gap between two output tokens of a sequence, pooled over all sequences. The "
+            "gap across a preemption is not in it; it is the stall."
         ),
     ),
     ("E2E", "End to end: last token − t0. E2E per token divides it by n."),
@@ -21,8 +21,8 @@ DEFINITIONS: Sequence[tuple[str, str]] = (
     (
         "SLO attainment",
         (
-            "Requests with TTFT and TPOT within the limits, over all issued requests: refusals, aborts and time-outs are misses. "
-            "Goodput is the same count per second. A request of one token is judged by its TTFT."
+            "Requests with TTFT and TPOT within the limits, over all issued requests: refusals, aborts and time-outs are "
+            "misses. Goodput is the same count per second. A request of one token is judged by its TTFT."
         ),
     ),
     ("Duration", "First scheduled arrival to last finish. Busy time is the part spent in plans."),
@@ -30,16 +30,16 @@ DEFINITIONS: Sequence[tuple[str, str]] = (
     (
         "MBU",
         (
-            "Bytes that must move (weights once per step, KV attended, KV written; no activations, no padding), over HBM "
-            "bandwidth × chips × busy time."
+            "Bytes that must move (weights once per step, KV attended, KV written; no activations, no padding), over "
+            "HBM bandwidth × chips × busy time."
         ),
     ),
     ("Roofline fraction", "Time the plans would take at datasheet limits, over the time they took."),
     (
         "Bound",
         (
-            "What an operation's time went to. Each operation counts for the resource that limits it; launches and host gaps "
-            "are overhead. In an executed run, overhead is all time that the cost model does not explain."
+            "What an operation's time went to. Each operation counts for the resource that limits it; launches and host "
+            "gaps are overhead. In an executed run, overhead is all time that the cost model does not explain."
         ),
     ),
     (

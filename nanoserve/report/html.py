@@ -93,15 +93,16 @@ def _time_by_bound(data: ReportData, shares: Sequence[KindShare]) -> str:
     return (
         f"<figure><figcaption>{largest} of all time goes to {escape(BOUND_LABELS.get(summary.bound, summary.bound))}"
         f"</figcaption>\n{''.join(bars)}{_table(bound_table(summary), swatches=swatches)}"
-        f'<p class="note">{summary.plans:,} plans, {summary.steps:,} device steps. Each bar is 100% of its own time.</p></figure>\n'
+        f'<p class="note">{summary.plans:,} plans, {summary.steps:,} device steps. Each bar is 100% of its own time.</p>'
+        "</figure>\n"
     )
 
 
 def _latency_text(data: ReportData) -> str:
     summary = data.summary
     return _paragraph(
-        f"{summary.completed:,} completed requests; t0 is the {summary.t0}. ITL pools every gap between two tokens; a gap "
-        "across a preemption is a stall."
+        f"{summary.completed:,} completed requests; t0 is the {summary.t0}. ITL pools every gap between two tokens; "
+        "a gap across a preemption is a stall."
     )
 
 
@@ -115,7 +116,8 @@ def _padding_text(data: ReportData) -> str:
     tokens = units.share(units.ratio(summary.executed_tokens - summary.useful_tokens, summary.executed_tokens))
     kv = units.share(units.ratio(summary.executed_kv_tokens - summary.useful_kv_tokens, summary.executed_kv_tokens))
     return _paragraph(
-        f"{tokens} of the tokens that went through the layers and {kv} of the KV positions that attention gathered were padding."
+        f"{tokens} of the tokens that went through the layers and {kv} of the KV positions that attention "
+        "gathered were padding."
     )
 
 
@@ -128,7 +130,8 @@ def _definitions() -> str:
 
 
 def _config(operative: str) -> str:
-    return f"<details><summary>The configuration, every value spelled out</summary><pre>{escape_markup(operative)}</pre></details>\n"
+    heading = "<summary>The configuration, every value spelled out</summary>"
+    return f"<details>{heading}<pre>{escape_markup(operative)}</pre></details>\n"
 
 
 # ---- small parts ----
@@ -154,7 +157,8 @@ def _columns(parts: Iterable[str], *, narrow: bool = False) -> str:
 
 
 def _tile(tile: Tile) -> str:
-    return f"<div><dt>{escape(tile.label)}</dt><dd><b>{escape(tile.value)}</b><span>{escape(tile.detail)}</span></dd></div>"
+    number = f"<b>{escape(tile.value)}</b><span>{escape(tile.detail)}</span>"
+    return f"<div><dt>{escape(tile.label)}</dt><dd>{number}</dd></div>"
 
 
 def _plot(plot: Plot) -> str:
@@ -167,8 +171,8 @@ def _plot(plot: Plot) -> str:
 def _bar(label: str, time_s: Mapping[str, float]) -> str:
     total_s = sum(time_s.values())
     parts = "".join(
-        f'<i style="width:{seconds / total_s:.3%};background:var(--{BOUND_COLORS[name]})" title="{escape(BOUND_LABELS[name])}: '
-        f'{units.share(seconds / total_s)}"></i>'
+        f'<i style="width:{seconds / total_s:.3%};background:var(--{BOUND_COLORS[name]})" '
+        f'title="{escape(BOUND_LABELS[name])}: {units.share(seconds / total_s)}"></i>'
         for name, seconds in time_s.items()
         if total_s and seconds
     )

@@ -1,8 +1,8 @@
 """What a run achieved: `summarize` turns its two tables into the numbers that everything else prints.
 
-Invariants: every request that was issued is accounted for exactly once, or `summarize` raises; the order of rows does not
-matter; a number that has no sample is NaN. t0 of every latency is the *scheduled* arrival (open loop: a late engine cannot
-hide its queue), and how late the engine took requests is reported beside it as `schedule_delay_s`.
+Invariants: every request that was issued is accounted for exactly once, or `summarize` raises; the order of rows does
+not matter; a number that has no sample is NaN. t0 of every latency is the *scheduled* arrival (open loop: a late engine
+cannot hide its queue), and how late the engine took requests is reported beside it as `schedule_delay_s`.
 
 Latencies, throughput and token counts are over completed requests (finished by length or stop); `slo_attainment` and
 `goodput_rps` are over issued ones. Next: `gaps` for inter-token gaps, `stats` for percentiles, `run_folder` for files.
@@ -47,7 +47,8 @@ class Summary:
       prompt_tokens, output_tokens: of completed requests.
       ttft_s: arrival to first token. tpot_s: (last - first)/(n - 1), n >= 2. itl_s: gaps between tokens, pooled.
       e2e_s: arrival to last token. norm_latency_s: e2e/n. queue_s: arrival to first admission.
-      max_stall_s: longest gap across a preemption, of preempted requests. schedule_delay_s: arrival to taken, all issued.
+      max_stall_s: longest gap across a preemption, of preempted requests.
+      schedule_delay_s: arrival to taken by the engine, of all issued requests.
       slo: the limits, or None; the next four are then NaN. goodput_rps: good requests per second of `duration_s`.
       slo_attainment: good / issued. slo_attainment_completed: good / completed.
       slo_met: p99 of TTFT and of TPOT are within the limits and nothing failed (None without limits).
@@ -59,7 +60,8 @@ class Summary:
       steps, plans, preemptions: totals.
       pages_total, pages_used_peak: of the pool. pages_used_mean, running_mean, waiting_mean: over busy time.
       running_peak, waiting_peak: requests.
-      kv_utilization: KV positions written / positions in the pages held, over busy time; NaN if the page size is unknown.
+      kv_utilization: KV positions written / positions in the pages held, over busy time; NaN if the
+        page size is unknown.
     """
 
     t0: str

@@ -11,12 +11,18 @@ html {{ background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 1
 body {{ margin: 0; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }}
 main {{ max-width: 70rem; margin: 0 auto; padding: 3rem 1.5rem 5rem; }}
 p {{ max-width: 46rem; margin: .4rem 0; }}
-h1 {{ font-size: 2rem; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; margin: 0 0 .4rem; overflow-wrap: anywhere; }}
+h1 {{
+  font-size: 2rem; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; margin: 0 0 .4rem;
+  overflow-wrap: anywhere;
+}}
 h2 {{ font-size: 1.2rem; font-weight: 650; margin: 0 0 1rem; padding-top: .9rem; border-top: 2px solid var(--ink); }}
 section {{ margin-top: 3.2rem; }}
 .kind {{ color: var(--muted); font-size: .85rem; margin: 0 0 .2rem; }}
 .how {{ font-size: 1.1rem; }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: 1.4rem 2rem; margin: 2.2rem 0 0; }}
+.tiles {{
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: 1.4rem 2rem;
+  margin: 2.2rem 0 0;
+}}
 .tiles div {{ border-top: 1px solid var(--rule); padding-top: .5rem; }}
 .tiles dt {{ color: var(--muted); font-size: .85rem; }}
 .tiles dd {{ margin: 0; }}
@@ -33,7 +39,10 @@ svg text, svg tspan {{ font-family: inherit !important; font-variant-numeric: ta
 .note {{ color: var(--muted); font-size: .8rem; line-height: 1.4; }}
 .scroll {{ overflow-x: auto; margin: .8rem 0; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem 0 .3rem 1.2rem; text-align: right; font-weight: 400; white-space: nowrap; vertical-align: top; }}
+th, td {{
+  padding: .3rem 0 .3rem 1.2rem; text-align: right; font-weight: 400; white-space: nowrap;
+  vertical-align: top;
+}}
 th:first-child {{ padding-left: 0; text-align: left; position: sticky; left: 0; background: var(--paper); }}
 thead th {{ color: var(--muted); font-size: .8rem; border-bottom: 1px solid var(--muted); }}
 tbody tr + tr > * {{ border-top: 1px solid var(--rule); }}
@@ -43,11 +52,17 @@ tbody tr + tr > * {{ border-top: 1px solid var(--rule); }}
 .bar {{ display: grid; grid-template-columns: 4.8rem 1fr; align-items: center; font-size: .88rem; margin: .45rem 0; }}
 .bar > div {{ display: flex; height: 1.5rem; border-radius: 3px; overflow: hidden; background: var(--rule); }}
 .bar:first-of-type > div {{ height: 2.4rem; }}
-.words {{ display: grid; grid-template-columns: 10rem 1fr; gap: .5rem 1.5rem; font-size: .92rem; max-width: 54rem; margin: 0; }}
+.words {{
+  display: grid; grid-template-columns: 10rem 1fr; gap: .5rem 1.5rem; font-size: .92rem; max-width: 54rem;
+  margin: 0;
+}}
 .words dt {{ font-weight: 600; }}
 .words dd {{ margin: 0; }}
 details summary {{ cursor: pointer; margin: 1rem 0; }}
-pre {{ font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-x: auto; padding: 1rem 0; margin: 0; }}
+pre {{
+  font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-x: auto;
+  padding: 1rem 0; margin: 0;
+}}
 @media (max-width: 40rem) {{
   main {{ padding: 1.5rem 1rem 3rem; }}
   h1 {{ font-size: 1.6rem; }}

@@ -13,7 +13,7 @@ from nanoserve.report import units
 from nanoserve.report.content import KINDS, LATENCY_LABELS, ReportData, Roof
 from nanoserve.report.gaps import token_gaps
 from nanoserve.report.metrics import Summary, plan_columns, request_columns
-from nanoserve.report.series import Cells, gather, rate_over_time
+from nanoserve.report.series import Cells, gather, peak_over_time, rate_over_time
 from nanoserve.report.stats import quantiles
 from nanoserve.report.theme import DAY, KIND_COLORS, Plot, draw
 
@@ -44,8 +44,8 @@ def roofline_plot(data: ReportData) -> Plot:
         f"the run takes {units.significant(units.ratio(1, data.summary.roofline_fraction))} times the datasheet limit"
     )
     note = (
-        f"{len(plans['intensity']):,} plans gathered into bubbles, area by time. Intensity: FLOPs of useful tokens over bytes "
-        "moved through HBM. Cross: the whole run."
+        f"{len(plans['intensity']):,} plans gathered into bubbles, area by time. Intensity: FLOPs of useful tokens over "
+        "bytes moved through HBM. Cross: the whole run."
     )
 
     def paint(figure: "Figure") -> None:
@@ -200,7 +200,8 @@ def _throughput_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> P
         _area(upper, edges_s, output, "blue")
         _area(lower, edges_s, prompt, "orange")
         upper.set(ylabel="output tokens/s")
-        lower.set(ylabel="prompt tokens/s", xlabel="time (s)")
+        lower.set(ylabel="prompt tokens/s")
+        _time_axis(lower, edges_s)
         for axes in (upper, lower):
             axes.yaxis.set_major_formatter(lambda value, _: units.tick(value))
 
@@ -209,34 +210,41 @@ def _throughput_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> P
 
 def _queue_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
     running, waiting = _level(plans, "running", edges_s), _level(plans, "waiting", edges_s)
+    most_running, most_waiting = _peak(plans, "running", edges_s), _peak(plans, "waiting", edges_s)
     queue = f"the queue grows to {summary.waiting_peak:,}" if summary.waiting_peak else "nothing ever queues"
     title = f"Up to {summary.running_peak:,} sequences run at once; {queue}"
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
+        _peaks(axes, edges_s, most_running, "blue")
+        _peaks(axes, edges_s, most_waiting, "orange")
         _line(axes, edges_s, running, "blue", "running")
         _line(axes, edges_s, waiting, "orange", "waiting")
-        axes.set(xlabel="time (s)", ylabel="requests")
+        axes.set_ylabel("requests")
+        _time_axis(axes, edges_s)
         axes.legend(loc="upper left", ncols=2)
-        axes.set_ylim(0, max(1.0, running.max(), waiting.max()) * 1.2)
+        axes.set_ylim(0, max(1.0, most_running.max(), most_waiting.max()) * 1.2)
 
-    return draw(title, _plans_note(plans), paint)
+    return draw(title, _plans_note(plans) + " Thin: the highest in each.", paint)
 
 
 def _pages_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
     total = summary.pages_total
     used = _level(plans, "pages_used", edges_s) / max(total, 1)
-    peak = units.share(units.ratio(summary.pages_used_peak, total))
-    title = f"KV pages: {peak} of the pool at the peak, {summary.preemptions:,} preemptions"
+    most = _peak(plans, "pages_used", edges_s) / max(total, 1)
+    highest = units.share(units.ratio(summary.pages_used_peak, total))
+    title = f"KV pages: {highest} of the pool at the peak, {summary.preemptions:,} preemptions"
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
+        _peaks(axes, edges_s, most, "teal")
         _area(axes, edges_s, used, "teal")
-        axes.set(xlabel="time (s)", ylabel=f"share of {total:,} pages")
-        axes.set_ylim(0, 1.02 if used.max() > 0.4 else used.max() * 1.25 or 1.0)
+        axes.set_ylabel(f"share of {total:,} pages")
+        _time_axis(axes, edges_s)
+        axes.set_ylim(0, 1.02 if most.max() > 0.4 else most.max() * 1.25 or 1.0)
         _percent(axes)
 
-    return draw(title, _plans_note(plans), paint)
+    return draw(title, _plans_note(plans) + " Thin: the highest in each.", paint)
 
 
 def _utilization_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
@@ -247,8 +255,9 @@ def _utilization_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> 
         axes = figure.add_subplot()
         _line(axes, edges_s, mbu, "blue", "MBU")
         _line(axes, edges_s, mfu, "orange", "MFU")
-        axes.set(xlabel="time (s)", ylabel="share of the datasheet", ylim=(0, max(mfu.max(), mbu.max(), 0.01) * 1.2))
+        axes.set(ylabel="share of the datasheet", ylim=(0, max(mfu.max(), mbu.max(), 0.01) * 1.2))
         axes.legend(loc="upper left", ncols=2)
+        _time_axis(axes, edges_s)
         _percent(axes)
 
     return draw(title, _plans_note(plans) + " Idle time counts as 0 here.", paint)
@@ -265,6 +274,10 @@ def _level(plans: Columns, name: str, edges_s: np.ndarray) -> np.ndarray:
     return _rate(plans, plans[name] * plans["duration_s"], edges_s)
 
 
+def _peak(plans: Columns, name: str, edges_s: np.ndarray) -> np.ndarray:
+    return peak_over_time(plans["start_s"], plans["duration_s"], plans[name].astype(np.float64), edges_s)
+
+
 def _plans_note(plans: Columns) -> str:
     return f"{len(plans['start_s']):,} plans, averaged over {_STRETCHES} equal stretches of time."
 
@@ -272,12 +285,26 @@ def _plans_note(plans: Columns) -> str:
 def _area(axes: "Axes", edges_s: np.ndarray, values: np.ndarray, color: str) -> None:
     axes.stairs(values, edges_s, fill=True, color=DAY[color], alpha=0.25, linewidth=0)
     axes.stairs(values, edges_s, color=DAY[color], linewidth=1.3, baseline=None)
-    axes.set(xlim=(edges_s[0], edges_s[-1]), ylim=(0, None))
+    axes.set_ylim(bottom=0)
 
 
 def _line(axes: "Axes", edges_s: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
     axes.stairs(values, edges_s, color=DAY[color], linewidth=1.4, baseline=None, label=label)
-    axes.set_xlim(edges_s[0], edges_s[-1])
+
+
+def _peaks(axes: "Axes", edges_s: np.ndarray, values: np.ndarray, color: str) -> None:
+    axes.stairs(values, edges_s, color=DAY[color], linewidth=0.7, alpha=0.55, baseline=None)
+
+
+def _time_axis(axes: "Axes", edges_s: np.ndarray) -> None:
+    from matplotlib.ticker import MultipleLocator
+
+    span_s = edges_s[-1] - edges_s[0]
+    size_s, unit = units.time_unit(span_s)
+    between = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if span_s / size_s / step <= 8), 100)
+    axes.xaxis.set_major_locator(MultipleLocator(between * size_s))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / size_s:,.4g}")
+    axes.set(xlabel=f"time ({unit})", xlim=(edges_s[0], edges_s[-1]))
 
 
 def _percent(axes: "Axes") -> None:

@@ -1,8 +1,8 @@
 """A run's folder: `runs/<config>/<id>/`, and who writes what in it.
 
 Invariants: every file appears whole or not at all (written beside its place, then renamed); `DONE` appears last, so a
-folder with `DONE` is complete; a failed write leaves every earlier file as it was. A run whose folder exists already (same
-configuration, trace and commit) writes over it, after taking `DONE` away.
+folder with `DONE` is complete; a failed write leaves every earlier file as it was. A run whose folder exists already
+(same configuration, trace and commit) writes over it, after taking `DONE` away.
 
 Parquet and JSONL are the truth; the summary and the reports can be made again from them. Next: `metrics`.
 """
@@ -85,6 +85,12 @@ class RunFolder:
     def write_events(self, lines: Iterable[str]) -> None:
         """`events.jsonl`: one JSON object a line, line ends included."""
         self._write("events.jsonl", "".join(lines).encode())
+
+    def write_outputs(self, lines: Iterable[str]) -> None:
+        """`outputs.jsonl`, what a real run generated; no file where there is nothing."""
+        content = "".join(lines)
+        if content:
+            self._write("outputs.jsonl", content.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """`summary.json`: see `metrics.Summary.as_dict`."""

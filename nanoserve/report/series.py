@@ -29,6 +29,17 @@ def rate_over_time(start_s: np.ndarray, duration_s: np.ndarray, amount: np.ndarr
     return np.diff(reached) / np.diff(edges_s)
 
 
+def peak_over_time(start_s: np.ndarray, duration_s: np.ndarray, level: np.ndarray, edges_s: np.ndarray) -> np.ndarray:
+    """Highest level in each stretch, with the arguments of `rate_over_time`.
+
+    A plan counts in the stretch in which it starts, and through its mean in those that it spans.
+    """
+    peak = rate_over_time(start_s, duration_s, level * duration_s, edges_s)
+    stretch = np.clip(np.searchsorted(edges_s, start_s, side="right") - 1, 0, len(peak) - 1)
+    np.maximum.at(peak, stretch, level)
+    return peak
+
+
 @dataclasses.dataclass(frozen=True)
 class Cells:
     """Points of a plane gathered into cells: where their centre is, and how much time they stand for."""

@@ -2,7 +2,7 @@
 
 import math
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
 _TIME_UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _LONGEST_IN_SECONDS = 600.0  # above this a duration reads better in minutes

@@ -50,9 +50,9 @@ class Pricer:
         self._ticks_per_s = ticks_per_s
         self._windowed = model.sliding_window_tokens is not None
         self._fixed: dict[tuple[int, int, int], int] = {}
-        self._layer_ticks = functools.cache(self._layer_ticks)
-        self._head_ticks = functools.cache(self._head_ticks)
-        self._rows_ticks = functools.cache(self._rows_ticks)
+        self._layer_ticks = functools.cache(self._price_layers)
+        self._head_ticks = functools.cache(self._price_head)
+        self._rows_ticks = functools.cache(self._price_rows)
         self._slope = self._price_slope()
         self.host_ticks = self._ticks(calibration.host_gap_s)  # per step, part of `fixed`
 
@@ -112,16 +112,16 @@ class Pricer:
             self._fixed[key] = ticks
         return ticks
 
-    def _layer_ticks(self, tokens: int) -> int:
+    def _price_layers(self, tokens: int) -> int:
         """Everything but attention and what follows the last layer."""
         ops = self._ops(StepCounts(prefill_tokens=tokens))
         return self._sum(op for op in ops if op.name not in _HEAD_OPS + _ATTENTION_OPS)
 
-    def _head_ticks(self, sampled: int) -> int:
+    def _price_head(self, sampled: int) -> int:
         """From the last layer to the tokens."""
         return self._sum(op for op in self._ops(StepCounts(sampled=sampled)) if op.name in _HEAD_OPS)
 
-    def _rows_ticks(self, rows: int) -> int:
+    def _price_rows(self, rows: int) -> int:
         """Decode attention except for reading."""
         return self._sum(op for op in self._ops(StepCounts(decode_seqs=rows)) if op.name == "attention_decode")
 

@@ -74,9 +74,7 @@ def op_times(op: Op, cluster: ClusterSpec, calibration: Calibration) -> BoundTim
             return _roof(op, chip, calibration.prefill_attention, share)
         case "collective":
             collective = calibration.collective_for(cluster.tensor)
-            return BoundTimes(
-                link=op.link_bytes / collective.bytes_per_s, overhead=op.launches * collective.overhead_s
-            )
+            return BoundTimes(link=op.link_bytes / collective.bytes_per_s, overhead=op.launches * collective.overhead_s)
         case "elementwise":
             return _elementwise(op, chip, calibration.elementwise)
         case "host":

@@ -1,7 +1,7 @@
 """Chips and clusters as facts, every figure with its source.
 
 Peaks are *dense* peaks of one chip; bandwidths are bytes per second; link bandwidth is what one chip can send at once
-over all its links in one direction. `registry` in `chip_registry.py` holds the shipped chips.
+over all its links in one direction. `chip_registry` holds the shipped chips.
 """
 
 import dataclasses

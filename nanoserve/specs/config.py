@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoserve.specs.errors import ConfigError, nearest
-from nanoserve.specs.gin_files import Binding, Macro, Reference, read_file, read_flag, read_text
+from nanoserve.specs.gin_files import Binding, Macro, Reference, read, read_flag, text_of
 from nanoserve.specs.literals import advice, describe, fit, write
 
 
@@ -46,7 +46,8 @@ def load(source: Path | str, registry: Mapping[str, type], root: str, overrides:
     Raises:
       ConfigError: whatever is wrong, with `file:line` or the flag, the nearest valid name and what to do.
     """
-    bindings = [*(read_file(source) if isinstance(source, Path) else read_text(source)), *map(read_flag, overrides)]
+    text, path = (text_of(source), source) if isinstance(source, Path) else (source, None)
+    bindings = [*read(text, path), *map(read_flag, overrides)]
     used = {name: registry[name] for name in _reachable(registry, root)}
     for binding in bindings:
         if "." in binding.key:
@@ -54,7 +55,6 @@ def load(source: Path | str, registry: Mapping[str, type], root: str, overrides:
     last = {binding.key: binding for binding in bindings}
     _check_macros(bindings, last, used)
     value = _Builder(used, last).build(root)
-    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
     return Loaded(value=value, as_written=text, operative="".join(sorted(_operative(root, value, used))))
 
 
@@ -118,7 +118,7 @@ def _check_macros(bindings: Sequence[Binding], last: Mapping[str, Binding], used
                 f"{binding.where}: %{use.name} is not defined.{nearest(use.name, macros)} Define it: {use.name} = value"
             )
     for name in sorted(macros - {use.name for use, _ in uses}):
-        fields = [f"{cls}.{field}" for cls in used for field in _hints(used[cls]) if field == name]
+        fields = [f"{cls}.{field}" for cls in used for field in _hints(used[cls]) if name in (cls, field)]
         advised = f" Did you mean '{fields[0]}'?" if fields else f" Use it as %{name}, or remove the line"
         raise ConfigError(f"{last[name].where}: {name} is defined and never used.{advised}")
 
@@ -157,8 +157,7 @@ class _Builder:
             return fit(value, hint)
         except TypeError:
             raise ConfigError(
-                f"{binding.where}: {key} = {value!r}: wanted {describe(hint)}, got {type(value).__name__}."
-                f"{advice(value, hint)}"
+                f"{binding.where}: {key} = {value!r}: wanted {describe(hint)}.{advice(value, hint)}"
             ) from None
 
     def _expand(self, value: Any, where: str, open_macros: tuple[str, ...]) -> Any:

@@ -25,6 +25,9 @@ class Macro(NamedTuple):
 
     name: str
 
+    def __repr__(self) -> str:
+        return f"%{self.name}"
+
 
 class Reference(NamedTuple):
     """A use of `@Name` inside a value; never valid, kept so that the message can say where."""
@@ -49,22 +52,31 @@ class Binding:
     uses: tuple[Macro | Reference, ...] = ()
 
 
-def read_file(path: Path) -> list[Binding]:
-    """Reads a file and, before it, the files it includes.
-
-    Args:
-      path: a gin file; `include 'other.gin'` in it is relative to the folder of the file that says so.
+def text_of(path: Path) -> str:
+    """The text of a config file.
 
     Raises:
-      ConfigError: the file or an include cannot be read, includes go in a circle, the syntax is wrong, or a file binds
-        a key twice.
+      ConfigError: it cannot be read, or is not text.
     """
-    return _read(path, ())
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config: {error}. Give the path of a .gin text file") from error
 
 
-def read_text(text: str) -> list[Binding]:
-    """Reads config text; its includes are relative to the working directory. Raises like `read_file`."""
-    return list(_bindings_of(text, "<text>", Path(), ()))
+def read(text: str, path: Path | None = None) -> list[Binding]:
+    """Bindings of a config and, before them, of the files that it includes.
+
+    Args:
+      text: gin statements.
+      path: where they were read; `include 'other.gin'` is relative to its folder (None: to the working directory).
+
+    Raises:
+      ConfigError: an include cannot be read or they go in a circle, the syntax is wrong, or a file binds a key twice.
+    """
+    if path is None:
+        return list(_bindings_of(text, "<text>", Path(), ()))
+    return list(_bindings_of(text, str(path), path.parent, (path,)))
 
 
 def read_flag(flag: str) -> Binding:
@@ -92,21 +104,13 @@ class _Names(config_parser.ParserDelegate):
     def __init__(self):
         self.uses: list[Macro | Reference] = []
 
-    def macro(self, macro_name: str) -> Macro:
+    def macro(self, macro_name: str) -> Any:
         self.uses.append(Macro(macro_name))
         return Macro(macro_name)
 
-    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
         self.uses.append(Reference(scoped_configurable_name))
         return Reference(scoped_configurable_name)
-
-
-def _read(path: Path, parents: tuple[Path, ...]) -> list[Binding]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a config: {error}. Give the path of a .gin text file") from error
-    return list(_bindings_of(text, str(path), path.parent, (*parents, path)))
 
 
 def _bindings_of(text: str, name: str, folder: Path, parents: tuple[Path, ...]) -> Iterator[Binding]:
@@ -136,20 +140,31 @@ def _statements(text: str, name: str) -> Iterator[tuple[Any, tuple[Macro | Refer
     names = _Names()
     try:
         parser = config_parser.ConfigParser(text, names)
-        while statement := parser.parse_statement():
+        while statement := _next(parser):
             yield statement, tuple(names.uses)
             names.uses.clear()
     except SyntaxError as error:
         raise ConfigError(f"{name}:{error.lineno}: {_plain(error.msg)}") from error
     except tokenize.TokenError as error:
         message, (line, _) = error.args
-        raise ConfigError(f"{name}:{line}: {message}. Is a bracket or a quote not closed?") from error
+        advice = ". Close the bracket or the quote" if "EOF" in message or "unterminated" in message else ""
+        raise ConfigError(f"{name}:{line}: syntax error: {message}{advice}") from error
+
+
+def _next(parser: config_parser.ConfigParser) -> Any:
+    try:
+        return parser.parse_statement()
+    except TypeError as error:  # gin builds dicts without looking at their keys
+        token: Any = parser.current_token
+        place = (None, token.start[0], None, None)
+        raise SyntaxError(f"{error}: the keys of a dict are text or numbers", place) from error
 
 
 def _plain(message: str) -> str:
-    """Gin's message without the parse tree's address, and with advice for the commonest slip: text without quotes."""
+    """Gin's message without the address of a parse tree, and with advice for the commonest slip: text without quotes."""
     last = message.strip().splitlines()[-1].strip().rstrip(".")
-    return f"{last}. Text needs quotes" if last.startswith("Failed to parse token") else f"syntax error: {last}"
+    token = last.removeprefix("Failed to parse token ")
+    return f"{token} is not a value. Put text in quotes" if token != last else f"syntax error: {last}"
 
 
 def _key(statement: config_parser.BindingStatement, where: str) -> str:
@@ -163,9 +178,10 @@ def _key(statement: config_parser.BindingStatement, where: str) -> str:
 def _include(wanted: str, where: str, folder: Path, parents: tuple[Path, ...]) -> list[Binding]:
     path = Path(os.path.normpath(folder / wanted))
     if not path.is_file():
+        # Text read from nowhere has no folder, and the working directory may be large.
         present = [str(p.relative_to(folder)) for p in folder.rglob("*.gin")] if folder.name else []
         raise ConfigError(f"{where}: include '{wanted}': there is no file {path}.{nearest(wanted, present)}")
     if path.resolve() in [parent.resolve() for parent in parents]:
         circle = " -> ".join(str(p) for p in (*parents, path))
         raise ConfigError(f"{where}: includes go in a circle: {circle}. Remove one of them")
-    return _read(path, parents)
+    return list(_bindings_of(text_of(path), str(path), path.parent, (*parents, path)))

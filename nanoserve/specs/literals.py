@@ -91,7 +91,7 @@ def write(value: Any) -> str:
     Raises:
       TypeError: gin has no literal for it (NaN, or an object).
     """
-    if isinstance(value, dict):
+    if isinstance(value, collections.abc.Mapping):
         return "{" + ", ".join(f"{write(k)}: {write(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(write(v) for v in value) + "]"

@@ -1,7 +1,7 @@
 """Model shapes as facts, and what follows from them: parameters and KV bytes per token.
 
 `ModelSpec` holds only what a published `config.json` states. Everything derived is a function here or, where it depends
-on a step or a chip, in `nanoserve.roofline`. Read `registry` for the shipped models and `huggingface` for `config.json`.
+on a step or a chip, in `nanoserve.roofline`. Read `model_registry` for the shipped models and `huggingface` for `config.json`.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class ModelSpec:
       max_context_tokens: prompt plus output that positions allow.
       rope_theta: rotary base; None means learned absolute positions (GPT-3).
       tied_embeddings: the output head is the embedding table.
-      sliding_window_tokens: attention window of `window_layers`; None means full attention everywhere.
+      sliding_window_tokens: attention window of every layer; None means full attention.
       gated_mlp: three feed-forward matrices (SwiGLU) rather than two.
       biases: every projection has a bias and norms are LayerNorm (GPT-3); `qkv_bias` alone is Qwen2.
       source: where the shape was read.

@@ -146,8 +146,9 @@ def _lengths(path: str) -> Iterator[tuple[int, dict[int, _Histograms]]]:
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
-                if found := _MEMBER.search(member.name):
-                    yield int(found.group(1)), _periods(json.load(archive.extractfile(member)))
+                found, file = _MEMBER.search(member.name), archive.extractfile(member)
+                if found and file and (periods := _periods(json.load(file))):
+                    yield int(found.group(1)), periods
     except (OSError, EOFError, ValueError, LookupError, tarfile.TarError, lzma.LZMAError) as error:
         raise TraceError(f"{path}: not a whole archive of ServeGen's length data ({error!r})") from None
 

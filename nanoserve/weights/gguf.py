@@ -8,6 +8,7 @@ Source: llama.cpp convert_hf_to_gguf.py as of gguf 0.19 (names, permutation). Ne
 
 import re
 from pathlib import Path
+from typing import override
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ from nanoserve.specs.models import ModelSpec
 from nanoserve.weights import files, names
 from nanoserve.weights.gguf_header import TensorInfo, read_header
 from nanoserve.weights.gguf_spec import FAMILIES, ROPE_FACTORS, spec_from_header
+from nanoserve.weights.types import TensorSource
 
 # llama.cpp rotates neighbouring pairs for this architecture and stores q and k rows to suit (LLAMA_ROPE_TYPE_NORM).
 _INTERLEAVED_FAMILIES = ("llama",)
@@ -53,7 +55,7 @@ _LAYER_NAMES = {
 _LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(\w+)\.(weight|bias)", re.ASCII)
 
 
-class GgufTensors:
+class GgufTensors(TensorSource):
     """The tensors of one GGUF file under their Hugging Face names.
 
     Args:
@@ -77,12 +79,15 @@ class GgufTensors:
         """The model's shape as the metadata states it."""
         return self._spec
 
+    @override
     def names(self) -> frozenset[str]:
         return frozenset(self._gguf_names)
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
         return self._info(name).shape
 
+    @override
     def read(self, name: str) -> np.ndarray:
         array = read_tensor(self._header.path, self._info(name))
         if self._spec.family in _INTERLEAVED_FAMILIES:
@@ -92,6 +97,7 @@ class GgufTensors:
                 return half_split_rows(array, self._spec.kv_heads)
         return array
 
+    @override
     def fingerprint(self) -> str:
         return files.fingerprint([self._header.path])
 

@@ -6,12 +6,13 @@ are imported when a function here is called, because they take seconds.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import numpy as np
 
 from nanoserve.specs.errors import WeightsError
 from nanoserve.weights import files, names
+from nanoserve.weights.types import TensorSource
 
 _METADATA = "_METADATA"
 
@@ -50,7 +51,7 @@ def restore(path: Path) -> dict[str, np.ndarray]:
     return {name: source.read(name) for name in source.names()}
 
 
-class OrbaxTensors:
+class OrbaxTensors(TensorSource):
     """The tensors in a folder that `save` wrote.
 
     Raises:
@@ -66,14 +67,17 @@ class OrbaxTensors:
         self.description = f"orbax {path}"
         self._arrays = _array_metadata(self._path)
 
+    @override
     def names(self) -> frozenset[str]:
         return frozenset(self._arrays)
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._arrays:
             raise names.unknown_tensor(self, name)
         return tuple(self._arrays[name].shape)
 
+    @override
     def read(self, name: str) -> np.ndarray:
         self.shape(name)
         import orbax.checkpoint as ocp
@@ -85,10 +89,12 @@ class OrbaxTensors:
             with _checkpointer() as checkpointer:
                 return checkpointer.restore(self._path, args=wanted)[name]
         except Exception as e:  # orbax and tensorstore raise many types for one damaged file
+            reason = str(e).partition(" [")[0]  # the rest is tensorstore's whole configuration
             raise WeightsError(
-                f"{self._path}: tensor '{name}' cannot be restored ({e}). Convert the weights again"
+                f"{self._path}: tensor '{name}' cannot be restored ({reason}). Convert the weights again"
             ) from e
 
+    @override
     def fingerprint(self) -> str:
         return files.fingerprint(path for path in self._path.rglob("*") if path.is_file())
 
@@ -97,12 +103,12 @@ def _array_metadata(path: Path) -> Mapping[str, Any]:
     """Name to orbax's shape and dtype."""
     try:
         with _checkpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
+            tree = getattr(checkpointer.metadata(path).item_metadata, "tree", None)
     except Exception as e:  # as above
         raise WeightsError(f"{path}: is a damaged orbax checkpoint ({e}). Convert the weights again") from e
     if not isinstance(tree, dict) or not tree or not all(hasattr(leaf, "shape") for leaf in tree.values()):
         raise WeightsError(
-            f"{path}: is an orbax checkpoint, but not of weights by name as `weights.orbax.save` writes them"
+            f"{path}: is damaged, or holds something other than weights by name. Save them with `weights.orbax.save`"
         )
     return tree
 

@@ -6,6 +6,7 @@ change it; activations keep their scale, because matrices have variance 1 / fan_
 
 import hashlib
 import zlib
+from typing import override
 
 import ml_dtypes
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import DTypeLike
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 from nanoserve.weights import names
+from nanoserve.weights.types import TensorSource
 
 
-class RandomTensors:
+class RandomTensors(TensorSource):
     """Every tensor of `spec`, drawn when it is read.
 
     Args:
@@ -36,14 +38,17 @@ class RandomTensors:
         self._seed, self._dtype = seed, np.dtype(dtype)
         self.description = f"random weights of {spec.name}, seed {seed}"
 
+    @override
     def names(self) -> frozenset[str]:
         return frozenset(self._shapes)
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._shapes:
             raise names.unknown_tensor(self, name)
         return self._shapes[name]
 
+    @override
     def read(self, name: str) -> np.ndarray:
         shape = self.shape(name)
         if len(shape) == 1 and name.endswith(".weight"):
@@ -55,6 +60,7 @@ class RandomTensors:
         drawn *= np.float32(shape[-1] ** -0.5)
         return drawn.astype(self._dtype)
 
+    @override
     def fingerprint(self) -> str:
         listing = f"{self._seed} {self._dtype} {sorted(self._shapes.items())}"
         return "random-" + hashlib.sha256(listing.encode()).hexdigest()

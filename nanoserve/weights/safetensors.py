@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from nanoserve.specs.errors import WeightsError
 from nanoserve.specs.models import ModelSpec
 from nanoserve.weights import files, names
+from nanoserve.weights.types import TensorSource
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -31,7 +32,7 @@ class _Place:
     rows: slice | None = None
 
 
-class SafetensorsTensors:
+class SafetensorsTensors(TensorSource):
     """The tensors of a safetensors file or folder.
 
     Args:
@@ -51,14 +52,17 @@ class SafetensorsTensors:
                 for name in [name for name in self._places if whole in name]:
                     self._split(name, whole, parts)
 
+    @override
     def names(self) -> frozenset[str]:
         return frozenset(self._places)
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
         place = self._place(name)
         shape = tuple(self._stored(place).get_shape())
         return shape if place.rows is None else (place.rows.stop - place.rows.start, *shape[1:])
 
+    @override
     def read(self, name: str) -> np.ndarray:
         place = self._place(name)
         try:
@@ -70,6 +74,7 @@ class SafetensorsTensors:
             kind = self._stored(place).get_dtype()
             raise WeightsError(f"{place.path}: tensor '{name}' of type {kind} cannot be read ({e})") from e
 
+    @override
     def fingerprint(self) -> str:
         return files.fingerprint(self._files)
 

@@ -73,11 +73,15 @@ def _from_json(file: Path) -> Tokenizer:
         text = opened.read()
     try:
         library = tokenizers.Tokenizer.from_buffer(text)
-    except Exception as e:  # the library raises a bare Exception
+        library.no_truncation()
+        library.no_padding()
+        prefix_ids = library.encode("", add_special_tokens=True).ids
+    except BaseException as e:
+        # The library raises bare Exceptions, and panics on a template whose token is missing; a Rust panic is no
+        # Exception and its class cannot be imported.
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
         raise WeightsError(f"{file}: is not a tokenizer ({e}). Download it again") from e
-    library.no_truncation()
-    library.no_padding()
-    prefix_ids = library.encode("", add_special_tokens=True).ids
     return _LibraryTokenizer(library, _eos_ids_beside(file, library), prefix_ids)
 
 

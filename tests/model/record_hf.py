@@ -82,7 +82,7 @@ def record(name: str, config, seed: int) -> None:
     (OUT / name / "generation_config.json").unlink(missing_ok=True)
     top = logits.topk(2).values
     recorded = {
-        "recorded_with": f"transformers {transformers.__version__}, torch {torch.__version__}, float32, eager attention",
+        "recorded_with": f"transformers {transformers.__version__}, torch {torch.__version__}, float32, eager",
         "prompt_tokens": PROMPT_TOKENS,
         "tokens": tokens[0].tolist(),
         "smallest_margin": round(float((top[:, 0] - top[:, 1])[PROMPT_TOKENS - 1 : -1].min()), 6),

@@ -1,7 +1,7 @@
 """Believable records of a run, made by a scheduler and a price list far simpler than the real ones.
 
-A 70B model on eight H100s: chunked prefill mixed with decode, pages that can run out, time-outs, refusals. Everything in
-the tables follows from one event loop, so properties that relate the two tables (tokens, gaps, stalls) hold exactly.
+A 70B model on eight H100s: chunked prefill mixed with decode, pages that can run out, time-outs, refusals. Everything
+in the tables follows from one event loop, so properties that relate the two tables (tokens, gaps, stalls) hold exactly.
 """
 
 import dataclasses
@@ -262,15 +262,15 @@ def _request_row(item: Item) -> dict:
     }
 
 
-def synthetic_report(seed: int = 3, **run: float) -> ReportData:
-    """A whole report's data, for a run made by `synthetic_run(seed, **run)`."""
-    steps, requests = synthetic_run(seed, **run)
+def synthetic_report(seed: int = 3, *, requests: int = 300, rate_rps: float = 6.0, pages: int = 30_000) -> ReportData:
+    """A whole report's data, for a run made by `synthetic_run`."""
+    steps, requests_frame = synthetic_run(seed, requests=requests, rate_rps=rate_rps, pages=pages)
     return ReportData(
         title="llama70b_h100",
         how="Simulated (calibrated) because this machine has no H100: TPOT error 5.1% against published vLLM runs.",
-        summary=summarize(steps, requests, NAMED_SLOS["llama2-70b-interactive"], page_tokens=PAGE_TOKENS),
+        summary=summarize(steps, requests_frame, NAMED_SLOS["llama2-70b-interactive"], page_tokens=PAGE_TOKENS),
         steps=steps,
-        requests=requests,
+        requests=requests_frame,
         roof=Roof(
             chip="h100_sxm",
             chips=CHIPS,

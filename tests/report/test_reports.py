@@ -57,8 +57,8 @@ class Elements(HTMLParser):
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
-    def handle_data(self, text):
-        self.text.append(text)
+    def handle_data(self, data):
+        self.text.append(data)
 
 
 def test_the_page_is_whole_and_needs_nothing_else(page):

@@ -62,7 +62,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_written(tmp_path):
 
 def test_a_file_in_the_way_of_the_folder_is_a_capacity_error(tmp_path):
     (tmp_path / "config").write_text("")
-    with pytest.raises(CapacityError, match="cannot write .*config/id"):
+    with pytest.raises(CapacityError, match=r"cannot write .*config/id"):
         RunFolder(tmp_path, "config", "id")
 
 

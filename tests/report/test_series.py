@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoserve.report.series import gather, rate_over_time
+from nanoserve.report.series import gather, peak_over_time, rate_over_time
 
 TOLERANCE = 1e-9  # sums of floats in another order, relative
 POSITIVE = st.floats(min_value=1e-6, max_value=1e6)
@@ -25,16 +25,23 @@ def test_a_long_plan_is_spread_and_idle_time_is_empty():
     assert rates.tolist() == [2.0, 2.0, 0.0, 5.0]
 
 
+def test_a_short_peak_is_not_averaged_away():
+    start_s, duration_s = np.array([0.0, 1.0, 1.25, 3.0]), np.array([1.0, 0.25, 1.75, 3.0])
+    peaks = peak_over_time(start_s, duration_s, np.array([2.0, 9.0, 1.0, 4.0]), np.array([0.0, 2.0, 4.0, 6.0]))
+    assert peaks.tolist() == [9.0, 4.0, 4.0]
+
+
 def test_a_run_without_plans_has_no_rate():
     assert rate_over_time(np.array([]), np.array([]), np.array([]), np.array([0.0, 1.0])).tolist() == [0.0]
 
 
 @given(st.lists(st.tuples(POSITIVE, POSITIVE, POSITIVE), min_size=1, max_size=60))
-def test_gathering_keeps_all_time_and_moves_no_point_out_of_its_cell(points):
+def test_gathering_keeps_all_time_and_stays_among_the_points(points):
     x, y, time_s = (np.array(column) for column in zip(*points, strict=True))
     cells = gather(x, y, time_s, per_decade=4)
     assert cells.time_s.sum() == pytest.approx(time_s.sum(), rel=TOLERANCE)
     assert x.min() * (1 - TOLERANCE) <= cells.x.min() and cells.x.max() <= x.max() * (1 + TOLERANCE)
+    assert y.min() * (1 - TOLERANCE) <= cells.y.min() and cells.y.max() <= y.max() * (1 + TOLERANCE)
     assert len(cells.x) <= len(x)
 
 

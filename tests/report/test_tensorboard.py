@@ -8,8 +8,7 @@ from tests.report.synthetic import synthetic_run
 
 
 def test_every_plan_becomes_a_point_of_every_scalar(tmp_path):
-    pytest.importorskip("tensorboardX")
-    from tensorboardX.proto.event_pb2 import Event
+    Event = pytest.importorskip("tensorboardX.proto.event_pb2").Event
 
     steps, _ = synthetic_run(1, requests=5)
     write_scalars(tmp_path, steps)

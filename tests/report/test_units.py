@@ -16,7 +16,7 @@ from nanoserve.report import units
         (599.0, "599 s"),
         (601.0, "10.0 min"),
         (7200.0, "2.00 h"),
-        (math.nan, "–"),
+        (math.nan, units.MISSING),
     ],
 )
 def test_a_duration_takes_the_unit_it_reads_best_in(seconds, text):
@@ -24,7 +24,8 @@ def test_a_duration_takes_the_unit_it_reads_best_in(seconds, text):
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(989e12, "989 T"), (3.35e12, "3.35 T"), (1500.0, "1.50 k"), (12.0, "12.0"), (math.inf, "–")]
+    ("number", "text"),
+    [(989e12, "989 T"), (3.35e12, "3.35 T"), (1500.0, "1.50 k"), (12.0, "12.0"), (math.inf, units.MISSING)],
 )
 def test_a_large_number_gets_a_prefix(number, text):
     assert units.short(number) == text
@@ -39,7 +40,7 @@ def test_a_large_number_gets_a_prefix(number, text):
         (1e-6, "<0.1%"),
         (0.99999, ">99.9%"),
         (1.011, "101.1%"),
-        (math.nan, "–"),
+        (math.nan, units.MISSING),
     ],
 )
 def test_a_share_is_never_rounded_to_all_or_nothing(part, text):

@@ -1,6 +1,6 @@
 """Small checkpoints of known content, written by the libraries that define their formats."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
+from nanoserve.specs.errors import WeightsError
 from nanoserve.specs.models import ModelSpec
 from nanoserve.weights.names import tensor_shapes
 
@@ -115,3 +116,13 @@ def mutate(data: bytes, edits: Sequence[tuple[int, int]], keep: int) -> bytes:
     for position, value in edits:
         damaged[position % len(damaged)] = value
     return bytes(damaged[:keep])
+
+
+def only_weights_errors(consume: Callable[[Path], object], path: Path) -> None:
+    """Calls `consume(path)` and lets it fail only with a WeightsError that names the file."""
+    message = str(path)
+    try:
+        consume(path)
+    except WeightsError as error:
+        message = str(error)
+    assert str(path) in message

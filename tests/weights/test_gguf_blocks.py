@@ -124,7 +124,7 @@ def test_every_bit_of_a_block_means_what_ggml_says(tmp_path, name):
         raw[:, :, at : at + 2] = scale.view(np.uint8)
     expected = np.array([[x for block in row for x in reference(block.tobytes())] for row in raw])
     found = read_back(tmp_path / "t.gguf", raw.reshape(rows, -1), kind)
-    assert found.shape == (rows, blocks * items) and found.dtype == np.float32
+    assert (found.shape, found.dtype) == ((rows, blocks * items), np.float32)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 

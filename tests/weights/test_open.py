@@ -59,7 +59,8 @@ def make_orbax(folder):
 def test_every_format_is_recognised_by_content(tmp_path, make):
     path = make(tmp_path)
     source = open_weights(str(path), SPEC)
-    assert source.names() == TENSORS.keys() and str(path) in source.description
+    assert source.names() == TENSORS.keys()
+    assert str(path) in source.description
     np.testing.assert_array_equal(source.read("model.norm.weight"), TENSORS["model.norm.weight"])
     assert source.fingerprint() == open_weights(path).fingerprint()
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory, tensors):
 
 
 def assert_same(found, expected):
-    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     assert found.tobytes() == expected.tobytes()
 
 
@@ -96,5 +96,5 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "nested", {"params": {"w": np.ones(2)}, "step": np.ones(())})
-    with pytest.raises(WeightsError, match="not of weights by name"):
+    with pytest.raises(WeightsError, match="other than weights by name"):
         orbax.OrbaxTensors(tmp_path / "nested")

@@ -21,7 +21,7 @@ def test_every_tensor_of_the_model_is_there_in_its_shape_and_type():
     check_tensors(source, SPEC)
     for name, shape in tensor_shapes(SPEC):
         array = source.read(name)
-        assert array.shape == shape and array.dtype == ml_dtypes.bfloat16, name
+        assert (array.shape, array.dtype) == (shape, ml_dtypes.bfloat16), name
 
 
 def test_a_tensor_depends_on_seed_and_name_alone():

@@ -10,7 +10,15 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from nanoserve.specs.errors import RequestError, WeightsError
 from nanoserve.weights.tokenizer import open_tokenizer
-from tests.weights.factories import MERGES, SPECIAL_TOKENS, TOKENS, mutate, tokenizer_metadata, write_gguf
+from tests.weights.factories import (
+    MERGES,
+    SPECIAL_TOKENS,
+    TOKENS,
+    mutate,
+    only_weights_errors,
+    tokenizer_metadata,
+    write_gguf,
+)
 
 PRES = ["default", "smollm", "qwen2", "llama-bpe"]
 START, END = 0, 1
@@ -23,7 +31,7 @@ def gguf_tokenizer(folder, pre: str = "smollm", **changes):
 def json_library() -> tokenizers.Tokenizer:
     """The `smollm` vocabulary of the factories as a Hugging Face tokenizer that starts every text with a token."""
     vocab = {token: i for i, token in enumerate(TOKENS)}
-    library = tokenizers.Tokenizer(models.BPE(vocab, [tuple(m.split(" ")) for m in MERGES]))
+    library = tokenizers.Tokenizer(models.BPE(vocab, [(left, right) for left, right in map(str.split, MERGES)]))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     library.decoder = decoders.ByteLevel()
@@ -176,6 +184,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
         open_tokenizer(tmp_path)
 
 
+def test_a_template_whose_token_is_missing_is_refused(tmp_path):
+    content = json.loads(json_library().to_str())
+    content["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match="is not a tokenizer"):
+        open_tokenizer(tmp_path)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     edits=st.lists(st.tuples(st.integers(0, 1 << 14), st.integers(0, 255)), max_size=3),
@@ -184,7 +200,4 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 def test_a_damaged_json_raises_nothing_but_weights_error(tmp_path_factory, edits, keep):
     path = tmp_path_factory.getbasetemp() / "tokenizer.json"
     path.write_bytes(mutate(json_library().to_str().encode(), edits, keep))
-    try:
-        open_tokenizer(path).encode("the 12")
-    except WeightsError as error:
-        assert str(path) in str(error)
+    only_weights_errors(lambda path: open_tokenizer(path).encode("the 12"), path)
