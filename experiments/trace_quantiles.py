@@ -43,11 +43,15 @@ def as_tuple(tokens: np.ndarray) -> str:
 
 
 def copula_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """The correlation of two normals whose ranks correlate as these columns' do: 2 sin(pi rho / 6), rho Spearman's rank correlation."""
-    from scipy.stats import rankdata
-
-    spearman = float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    """The correlation of two normals whose ranks correlate (Spearman's rho) as these do: 2 sin(pi rho / 6)."""
+    spearman = float(np.corrcoef(ranks(first), ranks(second))[0, 1])
     return 2 * math.sin(math.pi * spearman / 6)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Place of each value in sorted order; equal values share their mean place."""
+    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(size) - (size - 1) / 2)[group]
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Plans that are priced instead of run: the simulator is the real engine with this executor and a virtual clock.
 
-Invariant: exact. A plan of k steps takes what its steps take one by one, in ticks, so a run does not depend on how steps
-are gathered into plans. Next: `nanoserve.roofline.pricing`.
+Invariant: exact. A plan of k steps takes what its steps take one by one, in ticks, so a run does not depend on how
+steps are gathered into plans. Next: `nanoserve.roofline.pricing`.
 """
 
 import dataclasses

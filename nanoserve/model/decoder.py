@@ -19,8 +19,11 @@ from nanoserve.model.params import Layer, Params
 from nanoserve.model.rope import Rotation, rotate, rotation
 from nanoserve.specs.models import Activation, ModelSpec
 
-Pages = Float[Array, "P p K 2 h"]
-Attend = Callable[[Float[Array, "T H h"], Pages], Float[Array, "T H h"]]
+Pool = Float[Array, "L P p K 2 h"]
+Pages = Float[Array, "L*P p K 2 h"]
+Attend = Callable[[Float[Array, "T H h"], Pages, Int32[Array, ""]], Float[Array, "T H h"]]
+
+NOWHERE = 1 << 30  # a page beyond any pool, whatever layer's first page is added to it: not written
 
 ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -33,20 +36,23 @@ ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
 def forward(
     spec: ModelSpec,
     params: Params,
-    kv: tuple[Pages, ...],
+    kv: Pool,
     tokens_T: Int32[Array, " T"],
     positions_T: Int32[Array, " T"],
     pages_T: Int32[Array, " T"],
     attend: Attend,
-) -> tuple[Float[Array, "T D"], tuple[Pages, ...]]:
+) -> tuple[Float[Array, "T D"], Pool]:
     """Runs tokens through every layer, writing their KV on the way.
+
+    The pool is one run of pages to the layers: page i of layer l is page `l P + i`. A layer is then only a first page, so
+    no compiler has a reason to copy a layer's pages out of the pool.
 
     Args:
       spec, params: the model.
-      kv: pages of each layer.
+      kv: pages of every layer.
       tokens_T, positions_T: token ids, and their positions in their sequences.
       pages_T: the page that each token's KV goes to, at offset `position % p`; P or more writes nothing.
-      attend: queries and a layer's pages (this step's KV already written) to attended values.
+      attend: queries, pages (this step's KV already written) and the layer's first page to attended values.
 
     Returns:
       The residual stream after the last layer (before the final norm), and the new pages.
@@ -54,13 +60,20 @@ def forward(
     with jax.named_scope("embed"):
         x_TD = params.embed[tokens_T]
     turn = rotation(spec, positions_T)
-    written = []
-    for layer, pages in zip(params.layers, kv, strict=True):
-        attended_TD, pages = attention(spec, layer, pages, x_TD, turn, positions_T, pages_T, attend)
+    pages_per_layer = kv.shape[1]
+    pages_T = jnp.where(pages_T < pages_per_layer, pages_T, NOWHERE)
+
+    def block(carry, scanned):
+        x_TD, pages = carry
+        layer, first = scanned
+        attended_TD, pages = attention(spec, layer, pages, first, x_TD, turn, positions_T, pages_T, attend)
         x_TD += attended_TD
         x_TD += mlp(spec, layer, x_TD)
-        written.append(pages)
-    return x_TD, tuple(written)
+        return (x_TD, pages), None
+
+    first_pages = jnp.arange(spec.layers, dtype=jnp.int32) * pages_per_layer
+    (x_TD, pages), _ = jax.lax.scan(block, (x_TD, kv.reshape(-1, *kv.shape[2:])), (params.layers, first_pages))
+    return x_TD, pages.reshape(kv.shape)
 
 
 @jax.named_scope("head")
@@ -77,17 +90,18 @@ def attention(
     spec: ModelSpec,
     layer: Layer,
     pages: Pages,
+    first: Int32[Array, ""],
     x_TD: Float[Array, "T D"],
     turn: Rotation,
     positions_T: Int32[Array, " T"],
     pages_T: Int32[Array, " T"],
     attend: Attend,
 ) -> tuple[Float[Array, "T D"], Pages]:
-    """One layer's attention: project, rotate, write KV, attend, project back."""
+    """One layer's attention: project, rotate, write KV, attend, project back. `first` is the layer's first page."""
     q_TKGh, k_TKh, v_TKh = project_qkv(spec, layer, x_TD)
     q_TKGh, k_TKh = rotate(q_TKGh, turn), rotate(k_TKh, turn)
-    pages = write_kv(pages, k_TKh, v_TKh, positions_T, pages_T)
-    attended_THh = attend(q_TKGh.reshape(-1, spec.heads, spec.head_size), pages)
+    pages = write_kv(pages, k_TKh, v_TKh, positions_T, pages_T + first)
+    attended_THh = attend(q_TKGh.reshape(-1, spec.heads, spec.head_size), pages, first)
     return project_out(layer, attended_THh), pages
 
 

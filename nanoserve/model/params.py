@@ -4,10 +4,11 @@ One table, `AXES`, says which arrays there are and what their axes mean; shapes,
 follow from it. Query, key and value are one array with a row of `G + 2` heads per KV head (G queries, then K, then V),
 so that a step reads them in one product and tensor parallelism cuts them along KV heads only.
 
-Layers are a tuple, not a stack: slicing a layer out of a stacked array copies it on some compilers.
+Layers are stacked along a leading axis and scanned, so that a program's size and compile time do not grow with depth.
 Next: `decoder` (how they are used), `sharding` (where they live).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,15 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "embed": ("vocab", "hidden"),
-    "attn_norm": ("hidden",),
-    "wqkv": ("hidden", "kv_heads", "queries_key_value", "head_size"),
-    "bqkv": ("kv_heads", "queries_key_value", "head_size"),
-    "q_norm": ("head_size",),
-    "k_norm": ("head_size",),
-    "wo": ("kv_heads", "query_groups", "head_size", "hidden"),
-    "mlp_norm": ("hidden",),
-    "w_gate_up": ("hidden", "gate_up", "ffn"),
-    "w_down": ("ffn", "hidden"),
+    "attn_norm": ("layers", "hidden"),
+    "wqkv": ("layers", "hidden", "kv_heads", "queries_key_value", "head_size"),
+    "bqkv": ("layers", "kv_heads", "queries_key_value", "head_size"),
+    "q_norm": ("layers", "head_size"),
+    "k_norm": ("layers", "head_size"),
+    "wo": ("layers", "kv_heads", "query_groups", "head_size", "hidden"),
+    "mlp_norm": ("layers", "hidden"),
+    "w_gate_up": ("layers", "hidden", "gate_up", "ffn"),
+    "w_down": ("layers", "ffn", "hidden"),
     "final_norm": ("hidden",),
     "lm_head": ("hidden", "vocab"),
 }
@@ -43,17 +44,20 @@ AXES: Mapping[str, tuple[str, ...]] = {
 
 @struct.dataclass
 class Layer:
-    """One decoder layer. Biases and query/key norms are None in the families that have none."""
+    """A decoder layer's weights; in `Params` all layers' at once, inside the scan one layer's, without the leading L.
 
-    attn_norm: Float[Array, " D"]
-    wqkv: Float[Array, "D K G+2 h"]
-    bqkv: Float[Array, "K G+2 h"] | None
-    q_norm: Float[Array, " h"] | None
-    k_norm: Float[Array, " h"] | None
-    wo: Float[Array, "K G h D"]
-    mlp_norm: Float[Array, " D"]
-    w_gate_up: Float[Array, "D 2 F"]
-    w_down: Float[Array, "F D"]
+    Biases and query/key norms are None in the families that have none.
+    """
+
+    attn_norm: Float[Array, "L D"]
+    wqkv: Float[Array, "L D K G+2 h"]
+    bqkv: Float[Array, "L K G+2 h"] | None
+    q_norm: Float[Array, "L h"] | None
+    k_norm: Float[Array, "L h"] | None
+    wo: Float[Array, "L K G h D"]
+    mlp_norm: Float[Array, "L D"]
+    w_gate_up: Float[Array, "L D 2 F"]
+    w_down: Float[Array, "L F D"]
 
 
 @struct.dataclass
@@ -61,7 +65,7 @@ class Params:
     """All weights of a decoder-only transformer. `lm_head` is None where the head is the embedding table."""
 
     embed: Float[Array, "V D"]
-    layers: tuple[Layer, ...]
+    layers: Layer
     final_norm: Float[Array, " D"]
     lm_head: Float[Array, "D V"] | None
 
@@ -86,6 +90,7 @@ def supports(spec: ModelSpec) -> str | None:
 def shape_of(spec: ModelSpec, field: str) -> tuple[int, ...]:
     """Shape of one array of `AXES`."""
     sizes = {
+        "layers": spec.layers,
         "vocab": spec.vocab,
         "hidden": spec.hidden,
         "kv_heads": spec.kv_heads,
@@ -98,12 +103,12 @@ def shape_of(spec: ModelSpec, field: str) -> tuple[int, ...]:
     return tuple(sizes[axis] for axis in AXES[field])
 
 
-def build(spec: ModelSpec, make: Callable[[str, int], Any]) -> Params:
-    """A `Params` whose array of `field` in layer `index` is `make(field, index)`, made one at a time in file order.
+def build(spec: ModelSpec, make: Callable[[str], Any]) -> Params:
+    """A `Params` whose array of `field` is `make(field)`, made one at a time.
 
     Args:
       spec: decides which arrays exist.
-      make: called with index -1 for the arrays outside the layers.
+      make: called with a key of `AXES`.
 
     Raises:
       ConfigError: if no decoder computes the model.
@@ -112,39 +117,36 @@ def build(spec: ModelSpec, make: Callable[[str, int], Any]) -> Params:
     if reason:
         raise ConfigError(f"model '{spec.name}' cannot be executed, only priced: {reason}")
 
-    def layer(index: int) -> Layer:
-        return Layer(
-            attn_norm=make("attn_norm", index),
-            wqkv=make("wqkv", index),
-            bqkv=make("bqkv", index) if spec.qkv_bias else None,
-            q_norm=make("q_norm", index) if spec.qk_norm else None,
-            k_norm=make("k_norm", index) if spec.qk_norm else None,
-            wo=make("wo", index),
-            mlp_norm=make("mlp_norm", index),
-            w_gate_up=make("w_gate_up", index),
-            w_down=make("w_down", index),
-        )
+    absent = {
+        "bqkv": not spec.qkv_bias,
+        "q_norm": not spec.qk_norm,
+        "k_norm": not spec.qk_norm,
+        "lm_head": spec.tied_embeddings,
+    }
+
+    def maybe(field: str) -> Any:
+        return None if absent.get(field) else make(field)
 
     return Params(
-        embed=make("embed", -1),
-        layers=tuple(layer(index) for index in range(spec.layers)),
-        final_norm=make("final_norm", -1),
-        lm_head=None if spec.tied_embeddings else make("lm_head", -1),
+        embed=make("embed"),
+        layers=Layer(**{field.name: maybe(field.name) for field in dataclasses.fields(Layer)}),
+        final_norm=make("final_norm"),
+        lm_head=maybe("lm_head"),
     )
 
 
 def abstract(spec: ModelSpec, dtype: DTypeLike) -> Params:
     """Shapes without memory, for ahead-of-time compilation."""
-    return build(spec, lambda field, _: jax.ShapeDtypeStruct(shape_of(spec, field), dtype))
+    return build(spec, lambda field: jax.ShapeDtypeStruct(shape_of(spec, field), dtype))
 
 
 def logical_axes(spec: ModelSpec) -> Params:
     """The same pytree with a tuple of axis names for each array."""
-    return build(spec, lambda field, _: AXES[field])
+    return build(spec, lambda field: AXES[field])
 
 
 def from_tensors(spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, place: Place | None = None) -> Params:
-    """Reads a checkpoint, one array at a time, so that the host never holds the whole model twice.
+    """Reads a checkpoint, one array at a time: the host holds at most one kind of matrix of all layers.
 
     Args:
       spec: the model that the checkpoint should be.
@@ -157,9 +159,14 @@ def from_tensors(spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, plac
     """
     place = place or (lambda array, _: jnp.asarray(array))
 
-    def make(field: str, index: int):
-        array = _READERS[field](_Tensors(spec, source, index))
-        return place(np.ascontiguousarray(array, dtype=jnp.dtype(dtype)), AXES[field])
+    def make(field: str):
+        array = np.empty(shape_of(spec, field), jnp.dtype(dtype))
+        if AXES[field][0] == "layers":
+            for index in range(spec.layers):
+                array[index] = _READERS[field](_Tensors(spec, source, index))
+        else:
+            array[...] = _READERS[field](_Tensors(spec, source, None))
+        return place(array, AXES[field])
 
     return build(spec, make)
 
@@ -167,7 +174,7 @@ def from_tensors(spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, plac
 class _Tensors:
     """The tensors of one layer by the last part of their names, checked before they are read."""
 
-    def __init__(self, spec: ModelSpec, source: "TensorSource", layer: int):
+    def __init__(self, spec: ModelSpec, source: "TensorSource", layer: int | None):
         self.spec, self._source = spec, source
         self._prefix = f"model.layers.{layer}."
 
@@ -211,7 +218,7 @@ def _bqkv(tensors: _Tensors) -> np.ndarray:
 def _wo(tensors: _Tensors) -> np.ndarray:
     spec = tensors.spec
     wo = tensors.read("self_attn.o_proj.weight", spec.hidden, spec.heads * spec.head_size)
-    return wo.T.reshape(shape_of(spec, "wo"))
+    return wo.T.reshape(shape_of(spec, "wo")[1:])
 
 
 def _w_gate_up(tensors: _Tensors) -> np.ndarray:

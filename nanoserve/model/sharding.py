@@ -38,17 +38,17 @@ def shardings(mesh: Mesh, spec: ModelSpec) -> Params:
       ConfigError: if an axis that is cut does not divide by the mesh.
     """
     _check_divides(mesh, spec)
-    return model_params.build(spec, lambda field, _: NamedSharding(mesh, partition_spec(model_params.AXES[field])))
+    return model_params.build(spec, lambda field: NamedSharding(mesh, partition_spec(model_params.AXES[field])))
 
 
 def kv_sharding(mesh: Mesh, spec: ModelSpec) -> NamedSharding:
-    """The sharding of KV pages `[P, p, K, 2, h]`: cut along KV heads, so that attention needs no link.
+    """The sharding of the KV pool `[L, P, p, K, 2, h]`: cut along KV heads, so that attention needs no link.
 
     Raises:
       ConfigError: if an axis that is cut does not divide by the mesh.
     """
     _check_divides(mesh, spec)
-    return NamedSharding(mesh, PartitionSpec(None, None, RULES["kv_heads"]))
+    return NamedSharding(mesh, PartitionSpec(None, None, None, RULES["kv_heads"]))
 
 
 def placer(mesh: Mesh) -> Place:

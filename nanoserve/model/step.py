@@ -34,11 +34,11 @@ class DeviceState:
     """What a running engine keeps on the device.
 
     Attributes:
-      kv: one array of pages per layer; `[..., 0, :]` are keys after RoPE and `[..., 1, :]` values.
+      kv: pages of every layer; `[..., 0, :]` are keys after RoPE and `[..., 1, :]` values.
       last_tokens: the newest token of each slot, and one scratch entry for padding rows.
     """
 
-    kv: tuple[Float[Array, "P p K 2 h"], ...]
+    kv: Float[Array, "L P p K 2 h"]
     last_tokens: Int32[Array, " slots+1"]
 
 
@@ -105,15 +105,14 @@ def init_state(spec: ModelSpec, *, pages: int, page_tokens: int, slots: int, dty
       slots: most sequences at once; the scratch slot comes on top.
       dtype: of the KV pages.
     """
-    shape = (pages, page_tokens, spec.kv_heads, 2, spec.head_size)
-    kv = tuple(jnp.zeros(shape, dtype) for _ in range(spec.layers))
-    return DeviceState(kv, jnp.zeros(slots + 1, jnp.int32))
+    shape = (spec.layers, pages, page_tokens, spec.kv_heads, 2, spec.head_size)
+    return DeviceState(jnp.zeros(shape, dtype), jnp.zeros(slots + 1, jnp.int32))
 
 
 def state_shardings(mesh: Mesh, spec: ModelSpec) -> DeviceState:
     """Where each part of a state lives on a mesh: pages are cut along KV heads, last tokens are on every chip."""
-    pages = sharding.kv_sharding(mesh, spec)
-    return DeviceState((pages,) * spec.layers, NamedSharding(mesh, PartitionSpec()))  # type: ignore[arg-type]
+    pool = sharding.kv_sharding(mesh, spec)
+    return DeviceState(pool, NamedSharding(mesh, PartitionSpec()))  # type: ignore[arg-type]
 
 
 def attention_for(spec: ModelSpec, implementation: str = "auto") -> Attention:
@@ -256,7 +255,7 @@ class _Batch:
     tokens_T: Int32[Array, " T"]
     positions_T: Int32[Array, " T"]
     pages_T: Int32[Array, " T"]  # the page that takes the token's K and V; P where none does
-    attend: Callable[[Float[Array, "T H h"], Float[Array, "P p K 2 h"]], Float[Array, "T H h"]]
+    attend: decoder.Attend
     last_R: Int32[Array, " R"]  # index of the token that row r samples after
     slots_R: Int32[Array, " R"]
     sampling: SamplingParams
@@ -278,7 +277,7 @@ def _decode_batch(attention: Attention, state: DeviceState, rows: DecodeRows) ->
         tokens_T=state.last_tokens[rows.slots_B],
         positions_T=rows.positions_B,
         pages_T=_pages(state, rows.page_table_BN, index_B, rows.positions_B, rows.active_B),
-        attend=lambda q_BHh, pages: attention.decode(q_BHh, pages, rows.page_table_BN, kv_lens_B),
+        attend=lambda q_BHh, pages, first: attention.decode(q_BHh, pages, rows.page_table_BN + first, kv_lens_B),
         last_R=index_B,
         slots_R=_kept(state, rows.slots_B, rows.active_B),
         sampling=rows.sampling,
@@ -293,7 +292,9 @@ def _prefill_batch(attention: Attention, state: DeviceState, rows: PrefillRows) 
         tokens_T=rows.tokens_T,
         positions_T=rows.positions_T,
         pages_T=_pages(state, rows.page_table_RN, row_T, rows.positions_T, real_T),
-        attend=lambda q_THh, pages: attention.prefill(q_THh, pages, rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens),
+        attend=lambda q_THh, pages, first: attention.prefill(
+            q_THh, pages, rows.page_table_RN + first, rows.kv_lens_R, rows.cu_q_lens
+        ),
         last_R=jnp.maximum(rows.cu_q_lens[1:] - 1, 0),
         slots_R=_kept(state, rows.slots_R, rows.samples_R),
         sampling=rows.sampling,
@@ -303,8 +304,9 @@ def _prefill_batch(attention: Attention, state: DeviceState, rows: PrefillRows) 
 def _joined(first: _Batch, second: _Batch) -> _Batch:
     split = first.tokens_T.shape[0]
 
-    def attend(q_THh, pages):
-        return jnp.concatenate([first.attend(q_THh[:split], pages), second.attend(q_THh[split:], pages)])
+    def attend(q_THh, pages, first_page):
+        decoded, prefilled = first.attend(q_THh[:split], pages, first_page), second.attend(q_THh[split:], pages, first_page)
+        return jnp.concatenate([decoded, prefilled])
 
     def both(a, b):
         return jnp.concatenate([a, b])
@@ -326,7 +328,7 @@ def _pages(state: DeviceState, page_table_RN, row_T, positions_T, real_T) -> Int
     A position beyond the table reads P rather than the table's last entry, so a wrong plan loses a token's KV instead
     of overwriting another token's.
     """
-    pages, page_tokens = state.kv[0].shape[:2]
+    _, pages, page_tokens = state.kv.shape[:3]
     entry_T = positions_T // page_tokens
     page_T = page_table_RN.at[row_T, entry_T].get(mode="fill", fill_value=pages)
     return jnp.where(real_T & (page_T >= 0), page_T, pages)

@@ -21,8 +21,8 @@ DEFINITIONS: Sequence[tuple[str, str]] = (
     (
         "SLO attainment",
         (
-            "Requests with TTFT and TPOT within the limits, over all issued requests: refusals, aborts and time-outs are "
-            "misses. Goodput is the same count per second. A request of one token is judged by its TTFT."
+            "Requests with TTFT and TPOT within the limits, over all issued requests: refusals, aborts and time-outs "
+            "are misses. Goodput is the same count per second. A request of one token is judged by its TTFT."
         ),
     ),
     ("Duration", "First scheduled arrival to last finish. Busy time is the part spent in plans."),
@@ -38,8 +38,8 @@ DEFINITIONS: Sequence[tuple[str, str]] = (
     (
         "Bound",
         (
-            "What an operation's time went to. Each operation counts for the resource that limits it; launches and host "
-            "gaps are overhead. In an executed run, overhead is all time that the cost model does not explain."
+            "What an operation's time went to. Each operation counts for the resource that limits it; launches and "
+            "host gaps are overhead. In an executed run, overhead is all time that the cost model does not explain."
         ),
     ),
     (

@@ -93,8 +93,8 @@ def _time_by_bound(data: ReportData, shares: Sequence[KindShare]) -> str:
     return (
         f"<figure><figcaption>{largest} of all time goes to {escape(BOUND_LABELS.get(summary.bound, summary.bound))}"
         f"</figcaption>\n{''.join(bars)}{_table(bound_table(summary), swatches=swatches)}"
-        f'<p class="note">{summary.plans:,} plans, {summary.steps:,} device steps. Each bar is 100% of its own time.</p>'
-        "</figure>\n"
+        f'<p class="note">{summary.plans:,} plans, {summary.steps:,} device steps. '
+        "Each bar is 100% of its own time.</p></figure>\n"
     )
 
 

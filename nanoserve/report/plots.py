@@ -44,8 +44,8 @@ def roofline_plot(data: ReportData) -> Plot:
         f"the run takes {units.significant(units.ratio(1, data.summary.roofline_fraction))} times the datasheet limit"
     )
     note = (
-        f"{len(plans['intensity']):,} plans gathered into bubbles, area by time. Intensity: FLOPs of useful tokens over "
-        "bytes moved through HBM. Cross: the whole run."
+        f"{len(plans['intensity']):,} plans gathered into bubbles, area by time. Intensity: FLOPs of useful tokens "
+        "over bytes moved through HBM. Cross: the whole run."
     )
 
     def paint(figure: "Figure") -> None:
@@ -249,7 +249,8 @@ def _pages_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
 
 def _utilization_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
     mfu, mbu = _level(plans, "mfu", edges_s), _level(plans, "mbu", edges_s)
-    title = f"While busy, {units.share(summary.mfu)} of peak FLOP/s and {units.share(summary.mbu)} of HBM bandwidth are used"
+    compute, memory = units.share(summary.mfu), units.share(summary.mbu)
+    title = f"While busy, {compute} of peak FLOP/s and {memory} of HBM bandwidth are used"
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()

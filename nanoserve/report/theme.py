@@ -1,7 +1,8 @@
 """How a report looks: its colours by day and by night, and how a matplotlib figure becomes part of the page.
 
 A figure is drawn in the day colours; in its SVG every colour is then replaced by a CSS variable and the text is left
-as text, so that it takes the page's fonts and follows it into the dark. Identical data gives identical bytes. Next: `plots`.
+as text, so that it takes the page's fonts and follows it into the dark. Identical data gives identical bytes.
+Next: `plots`.
 """
 
 import dataclasses

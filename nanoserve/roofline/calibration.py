@@ -1,9 +1,9 @@
 """The constants that turn operations into time, each with where it comes from.
 
-Two modes. `sol` (speed of light): datasheet limits, no launches, nothing moved twice, no host. `calibrated`: about twenty
-constants fitted to measured single operations of vLLM on an H100; elsewhere the same constants carried over (GPUs) or
-generic ones (TPU, CPU), which `Calibration.stack` and every source then say. Invariant: no calibrated constant is better
-than its `sol` counterpart, so a calibrated time is never below the limit.
+Two modes. `sol` (speed of light): datasheet limits, no launches, nothing moved twice, no host. `calibrated`: about
+twenty constants fitted to measured single operations of vLLM on an H100; elsewhere the same constants carried over
+(GPUs) or generic ones (TPU, CPU), which `Calibration.stack` and every source then say. Invariant: no calibrated
+constant is better than its `sol` counterpart, so a calibrated time is never below the limit.
 
 Next: `timing`, which applies them.
 """

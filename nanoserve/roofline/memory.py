@@ -1,7 +1,7 @@
 """What fits in a chip's memory: weights, activations, the runtime's share, and pages for the rest.
 
-Per chip: `utilization x HBM - weights - activation peak - runtime` is room for KV. An explicit page count overrides all of
-this. Invariant: the numbers are of the busiest chip, so what fits here fits everywhere.
+Per chip: `utilization x HBM - weights - activation peak - runtime` is room for KV. An explicit page count overrides all
+of this. Invariant: the numbers are of the busiest chip, so what fits here fits everywhere.
 
 Next: `nanoserve.engine.pages`, which hands the pages out.
 """
@@ -19,6 +19,7 @@ from nanoserve.specs.sizes import parameter_counts
 _GIB = 2**30
 _LOGIT_BYTES = 4
 _MOST_WAYS = 64
+_WORTHWHILE_KV_SHARE = 0.1  # of what may be used: advice that leaves less would not serve anyone
 _SMALLER_WEIGHTS = ("fp8", "int8", "int4")
 
 
@@ -168,7 +169,8 @@ def _what_fits(model: ModelSpec, cluster: ClusterSpec, precision: Precision, con
     def fits(ways: int, weights: str) -> bool:
         mesh = ClusterSpec(chip=cluster.chip, mesh={"tensor": ways})
         smaller = dataclasses.replace(precision, weights=weights)
-        return memory_plan(model, mesh, smaller, **config).num_pages > 0
+        plan = memory_plan(model, mesh, smaller, **config)
+        return plan.kv_bytes >= _WORTHWHILE_KV_SHARE * plan.planned_bytes
 
     ways, advice = cluster.tensor, []
     while ways < _MOST_WAYS:

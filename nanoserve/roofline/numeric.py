@@ -1,7 +1,8 @@
 """Choices and curves that read the same for numbers, NumPy arrays, and JAX values under a trace.
 
-Invariant: a Python number in gives a Python number out, computed without NumPy (that path prices single steps and has to
-be fast); an array goes to its own library, found by `__array_namespace__`, so neither NumPy nor JAX is imported here.
+Invariant: a Python number in gives a Python number out, computed without NumPy (that path prices single steps and has
+to be fast); an array goes to its own library, found by `__array_namespace__`, so neither NumPy nor JAX is imported
+here.
 """
 
 import bisect
@@ -33,7 +34,8 @@ def interpolate_log2(x: Number, points: Sequence[tuple[float, float]]) -> Number
     """
     if hasattr(x, "__array_namespace__"):
         library = x.__array_namespace__()
-        return library.interp(library.log2(x), [math.log2(at) for at, _ in points], [y for _, y in points])
+        at, values = library.asarray([math.log2(at) for at, _ in points]), library.asarray([y for _, y in points])
+        return library.interp(library.log2(x), at, values)
     right = bisect.bisect_right(points, x, key=lambda point: point[0])
     if right == 0:
         return points[0][1]

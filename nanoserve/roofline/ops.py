@@ -1,13 +1,15 @@
 """What a step computes and moves, operation class by operation class.
 
-`step_ops` turns a model, a mesh, dtypes and a plan's `StepCounts` into a tuple of `Op`. Invariants: everything is summed
-over all layers and all steps of the plan, **per chip** (the busiest one: a chip of a tensor-parallel group holds
-`ceil(n / ways)` heads, columns or vocabulary rows); FLOPs of integer counts are exact Python integers; the same code takes
-integers, NumPy arrays (one entry a plan) and JAX values under a trace (floats there: a plan's FLOPs overflow int32).
+`step_ops` turns a model, a mesh, dtypes and a plan's `StepCounts` into a tuple of `Op`. Invariants: everything is
+summed over all layers and all steps of the plan, **per chip** (the busiest one: a chip of a tensor-parallel group holds
+`ceil(n / ways)` heads, columns or vocabulary rows); FLOPs of integer counts are exact Python integers; the same code
+takes integers, NumPy arrays (one entry a plan) and JAX values under a trace (with 64-bit types on: FLOPs overflow
+int32).
 
-Matrices are read from HBM once per device step. Routed experts are read as often as they are chosen at least once, under
-uniform routing. Activations are counted where any program has to move them, at the inputs and outputs of matrix products
-and attention; what separate element-wise kernels move besides is `unfused_bytes`, which a fused program does not move.
+Matrices are read from HBM once per device step. Routed experts are read as often as they are chosen at least once,
+under uniform routing. Activations are counted where any program has to move them, at the inputs and outputs of matrix
+products and attention; what separate element-wise kernels move besides is `unfused_bytes`, which a fused program does
+not move.
 
 Next: `timing` (seconds), `pricing` (ticks), `records` (columns of a run).
 """
@@ -190,8 +192,8 @@ def tensor_ways(cluster: ClusterSpec) -> int:
     """
     if cluster.count != cluster.tensor:
         raise ConfigError(
-            f"mesh {dict(cluster.mesh)}: only the axis 'tensor' is priced. Replicas are engines of their own: price one "
-            "with its share of the requests"
+            f"mesh {dict(cluster.mesh)}: only the axis 'tensor' is priced. Replicas are engines of their own: price "
+            "one with its share of the requests"
         )
     return cluster.tensor
 

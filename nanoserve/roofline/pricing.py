@@ -1,12 +1,12 @@
 """Steps priced in whole ticks, so that k steps at once cost exactly what k steps one by one cost.
 
 A decode step of a given composition takes `fixed + slope x S` ticks, S the KV positions its rows attend: everything but
-reading KV depends on the composition alone, and reading is linear (see `timing`). Both constants are rounded to integers
-once; after that there is only integer arithmetic. S grows by the same number each step within a plan, so a plan of k
-steps is `k fixed + slope x (sum of S)`, and the number of steps before an event is the root of a quadratic.
+reading KV depends on the composition alone, and reading is linear (see `timing`). Both constants are rounded to
+integers once; after that there is only integer arithmetic. S grows by the same number each step within a plan, so a
+plan of k steps is `k fixed + slope x (sum of S)`, and the number of steps before an event is the root of a quadratic.
 
-Invariant: `plan_ticks` of a plan of k steps equals the sum over its steps; ticks and `timing.step_time` agree within half a
-tick per step and KV position. Next: `nanoserve.executors.roofline_executor`.
+Invariant: `plan_ticks` of a plan of k steps equals the sum over its steps. Ticks and `timing.step_time` agree but for
+rounding: two ticks a step, half a tick a KV position. Next: `nanoserve.executors.roofline_executor`.
 """
 
 import functools
@@ -81,17 +81,15 @@ class Pricer:
         """Returns how many steps start before `span_ticks` have passed: the least k >= 1 that lasts at least as long.
 
         Args:
-          counts: of the first step alone. span_ticks: > 0. growth: as in `first_step_ticks`; a growth above the real one
-            gives fewer steps, never more.
+          counts: of the first step alone. span_ticks: > 0.
+          growth: as in `first_step_ticks`; one above the real one gives fewer steps, never more.
         """
         first, increment = self.plan_ticks(counts), self._slope * growth
         if increment == 0:
             return max(1, -(-span_ticks // first))
-        # k steps last k first + increment k (k - 1) / 2; the positive root, rounded down, is at most one step short
+        # k steps last k first + increment k (k - 1) / 2; the positive root of that, rounded down, is never too many
         linear = 2 * first - increment
         steps = max(1, (isqrt(linear * linear + 8 * increment * span_ticks) - linear) // (2 * increment))
-        while steps > 1 and _lasting(steps - 1, first, increment) >= span_ticks:
-            steps -= 1
         while _lasting(steps, first, increment) < span_ticks:
             steps += 1
         return steps

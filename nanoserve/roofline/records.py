@@ -1,8 +1,8 @@
 """The cost columns of a run, all plans in one vectorised call.
 
-Invariant: `compute_s + weights_s + kv_s + activations_s + link_s + overhead_s = duration_s` in every row. In a priced run
-the overhead is what launches and the host cost. In a measured one it is whatever the model does not explain, negative
-where the model is too slow.
+Invariant: `compute_s + weights_s + kv_s + activations_s + link_s + overhead_s = duration_s` in every row. In a priced
+run the overhead is what launches and the host cost. In a measured one it is whatever the model does not explain,
+negative where the model is too slow.
 
 Next: `nanoserve.engine.records`, which says what every column is; `nanoserve.report`, which reads them.
 """

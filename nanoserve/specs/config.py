@@ -3,8 +3,8 @@
 A config is lines of `Class.field = value`. The classes come from the caller's registry; a field whose type is itself a
 registered class is built from that class's own lines, so one class has one value and nothing needs an `@reference`.
 
-Invariants: every line of a config is used or refused; every value has its field's type; `Loaded.operative` says the value
-of every field and loads to the same object. No JAX and no polars here, so a slip is reported at once.
+Invariants: every line of a config is used or refused; every value has its field's type; `Loaded.operative` says
+the value of every field and loads to the same object. No JAX and no polars here, so a slip is reported at once.
 Next: `gin_files` (text to bindings), `literals` (values and types), `nanoserve.experiment` (the classes).
 """
 

@@ -161,7 +161,7 @@ def _next(parser: config_parser.ConfigParser) -> Any:
 
 
 def _plain(message: str) -> str:
-    """Gin's message without the address of a parse tree, and with advice for the commonest slip: text without quotes."""
+    """Gin's message without the address of a parse tree, and with advice for the commonest slip: missing quotes."""
     last = message.strip().splitlines()[-1].strip().rstrip(".")
     token = last.removeprefix("Failed to parse token ")
     return f"{token} is not a value. Put text in quotes" if token != last else f"syntax error: {last}"

@@ -15,7 +15,7 @@ from nanoserve.trace.types import Ragged, Trace
 
 MAGIC = b"PAR1"
 _KEY = "nanoserve_trace"
-_SCALARS = ("name", "source", "prefix_block_tokens")
+_SCALARS = {"name": str, "source": str, "prefix_block_tokens": int | None}
 _RAGGED = ("prefix_hashes", "prompt_ids", "output_ids")
 _REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 _INTEGERS = ("prompt_tokens", "output_tokens", "session", "turn", "client", "priority")
@@ -27,7 +27,7 @@ def write_parquet(trace: Trace, path: str | os.PathLike[str]) -> None:
     for field in dataclasses.fields(trace):
         value = getattr(trace, field.name)
         if isinstance(value, Ragged):
-            columns[field.name] = pl.Series([value.row(row) for row in range(len(value))], dtype=pl.List(pl.Int64))
+            columns[field.name] = _list_column(value)
         elif isinstance(value, np.ndarray | tuple):
             columns[field.name] = pl.Series(value)
     scalars = {name: getattr(trace, name) for name in _SCALARS}
@@ -54,13 +54,27 @@ def read_parquet(path: str, content: bytes, *, name: str) -> Trace:
     missing = [column for column in _REQUIRED if column not in frame.columns]
     if missing:
         raise TraceError(f"{path}: {missing_message(missing, frame.columns)}")
-    scalars = json.loads(metadata[_KEY]) if _KEY in metadata else {"name": name, "source": f"{path} (Parquet)"}
+    scalars = _scalars(path, metadata[_KEY]) if _KEY in metadata else {"name": name, "source": f"{path} (Parquet)"}
     known = [field.name for field in dataclasses.fields(Trace) if field.name in frame.columns]
     trace = Trace(**scalars, **{column: _column(path, frame[column]) for column in known})
     try:
         return trace.validated()
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from None
+
+
+def _list_column(rows: Ragged) -> pl.Series:
+    return pl.Series([rows.row(row).tolist() for row in range(len(rows))], dtype=pl.List(pl.Int64))
+
+
+def _scalars(path: str, text: str) -> dict[str, Any]:
+    try:
+        scalars = json.loads(text)
+    except ValueError:
+        scalars = None
+    if type(scalars) is not dict or not all(isinstance(scalars.get(key), kind) for key, kind in _SCALARS.items()):
+        raise TraceError(f"{path}: its metadata {_KEY} is {text[:60]!r}; wanted name, source and prefix_block_tokens")
+    return {key: scalars.get(key) for key in _SCALARS}
 
 
 def _column(path: str, series: pl.Series) -> Any:
@@ -82,10 +96,11 @@ def _column(path: str, series: pl.Series) -> Any:
 def _ragged(path: str, series: pl.Series) -> Ragged:
     inner = getattr(series.dtype, "inner", None)
     _check_type(path, series, inner is not None and inner.is_integer(), "lists of integers")
-    offsets = np.zeros(len(series) + 1, np.int64)
-    np.cumsum(series.list.len().to_numpy(), out=offsets[1:])
-    # An empty list explodes to one null.
-    return Ragged(series.explode().drop_nulls().cast(pl.Int64).to_numpy(), offsets)
+    nulls = series.list.eval(pl.element().is_null().any()).list.first().fill_null(False)  # of an empty list: null
+    if nulls.any():
+        raise TraceError(f"{path}: {series.name} of request {nulls.arg_max()} has a null in its list")
+    offsets = np.append(0, np.cumsum(series.list.len().to_numpy().astype(np.int64)))
+    return Ragged(series.explode(empty_as_null=False).cast(pl.Int64).to_numpy(), offsets)
 
 
 def _check_type(path: str, series: pl.Series, good: bool, wanted: str) -> None:

@@ -1,8 +1,8 @@
 """Published traces as specs: synthetic twins that need no file.
 
-The constants of a preset are printed by `python -m experiments.trace_quantiles PATH` on the published trace. A twin keeps
-the mean rate, the spread of the gaps, the quantiles of both lengths and their rank correlation; it does not keep slower
-changes of the rate, nor what requests say.
+The constants of a preset are printed by `python -m experiments.trace_quantiles PATH` on the published trace. A twin
+keeps the mean rate, the spread of the gaps, the quantiles of both lengths and their rank correlation; it does not keep
+slower changes of the rate, nor what requests say.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Preset:
 
 
 # AzureLLMInferenceTrace_conv_2023.csv: 19,366 requests in 3,501.7 s. Source: https://github.com/Azure/AzurePublicDataset
-# (CC-BY-4.0), described in Patel et al., Splitwise, ISCA 2024, section III.
+# (CC-BY-4.0), described in Patel et al., Splitwise, ISCA 2024.
 _AZURE_CONVERSATION_PROMPT_TOKENS = (
     2, 8, 17, 29, 91, 161, 181, 181, 191, 197, 201, 203, 207, 212, 222, 242, 317, 372, 375, 378, 381, 384,
     387, 390, 392, 394, 395, 396, 398, 399, 400, 402, 403, 405, 406, 408, 411, 414, 419, 424, 433, 456, 703,

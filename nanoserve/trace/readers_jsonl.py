@@ -67,7 +67,7 @@ def read_jsonl(path: str, text: str, *, name: str, time_unit: str | None) -> Tra
 
     Args:
       path: for messages. text: the file. name: of the trace.
-      time_unit: of `timestamp`; None means milliseconds if all are written as integers (Mooncake), else seconds (agent).
+      time_unit: of `timestamp`; None means milliseconds if all are written as integers (Mooncake), else seconds.
 
     Raises:
       TraceError: at the line that is wrong. ConfigError: for a unit that does not apply.
@@ -189,7 +189,7 @@ def _block_tokens(rows: list[_Record], prompt: np.ndarray, blocks: np.ndarray) -
     fail(
         rows[row].path,
         rows[row].line,
-        f"{blocks[row]} hash_ids for {prompt[row]} prompt tokens; other rows hash blocks of {sizes[closest // 2]} tokens",
+        f"{blocks[row]} hash_ids for {prompt[row]} prompt tokens; others have blocks of {sizes[closest // 2]} tokens",
     )
 
 

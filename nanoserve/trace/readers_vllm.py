@@ -20,7 +20,7 @@ def is_vllm_result(document: Any) -> bool:
 def read_vllm_result(path: str, result: dict[str, Any], *, name: str) -> Trace:
     """Makes a trace of a benchmark's result.
 
-    With `start_times` (vLLM 0.11 and later) the times are those at which requests were sent. Without, requests are
+    With `start_times` (newer vLLM writes them) the times are those at which requests were sent. Without, requests are
     spaced evenly at `request_rate`, or all sent at 0 if it is `inf`, and the trace's source says so.
 
     Args:

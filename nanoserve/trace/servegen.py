@@ -65,7 +65,7 @@ def generate(
 
     Args:
       rates_path: CSV with columns client, window_start_s, rate_rps, pattern, param1 (the shape).
-      lengths_path: tar archive (gzip or xz) of `chunk-CLIENT-dataset.json`, each start of a period -> length histograms.
+      lengths_path: tar archive (gzip or xz) of `chunk-CLIENT-dataset.json`, period start -> length histograms.
       start_s, end_s: which part of the day; times in the trace count from `start_s`.
       rate_rps: mean rate of all clients together over that part, which scales them equally; None keeps the fitted one.
       seed: at least 0. A client's requests depend on it and on the client alone.

@@ -25,7 +25,7 @@ def head(trace: Trace, count: int) -> Trace:
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:
     """The requests that arrive in [start_s, end_s), with time counted from `start_s`.
 
-    Sessions and clients are numbered anew; turns keep their number, so a session that began earlier does not start at 0.
+    Sessions and clients are numbered anew. Turns keep their number: a session that began earlier does not start at 0.
 
     Raises:
       ConfigError: if the window is empty or reversed. TraceError: if nothing arrives in it.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from nanoserve.specs.errors import nearest
 from nanoserve.trace import arrivals, servegen
+from nanoserve.trace.columns import UNITS_PER_S
 from nanoserve.trace.lengths import Lengths, LogNormal, Quantiles
 from nanoserve.trace.load import ClosedLoop, OpenLoop
 from nanoserve.trace.presets import PRESETS, Preset
@@ -21,8 +22,17 @@ from nanoserve.trace.types import MAX_TOKENS, Trace
 
 LOOPS = ("open", "closed")
 ARRIVALS = ("poisson", "gamma", "onoff", "diurnal")
-_POSITIVE = ("time_scale", "requests", "burst_s", "period_s", "max_prompt_tokens", "max_output_tokens")
+_POSITIVE = ("time_scale", "requests", "burst_s", "period_s")
 _POSITIVE_OR_NONE = ("limit", "clients", "rate_rps", "cv", "prompt_median_tokens", "output_median_tokens")
+_NOT_NEGATIVE = ("start_s", "think_time_s", "session_think_s", "prompt_sigma", "output_sigma", "seed")
+_RANGES = {
+    "amplitude": (0, 1),
+    "correlation": (-1, 1),
+    "mean_turns": (1, 1_000_000),
+    "max_prompt_tokens": (1, MAX_TOKENS),
+    "max_output_tokens": (1, MAX_TOKENS),
+    "max_context_tokens": (2, MAX_TOKENS),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +57,8 @@ class TraceSource:
         bursts, mean length of one.
       amplitude, period_s: of `diurnal`.
       prompt_median_tokens, prompt_sigma: log-normal prompts; a median of None keeps the preset's lengths.
-      max_prompt_tokens: longer prompts are cut to this. output_median_tokens, output_sigma, max_output_tokens: likewise.
+      max_prompt_tokens: longer prompts are cut to this.
+      output_median_tokens, output_sigma, max_output_tokens: likewise.
       correlation: of prompt and output, -1 to 1; None keeps the preset's.
       mean_turns: above 1 makes sessions. session_think_s: mean time between their turns. max_context_tokens: their end.
       seed: of everything generated.
@@ -87,16 +98,16 @@ class TraceSource:
 
     def __post_init__(self):
         require_positive(self, *_POSITIVE, *(field for field in _POSITIVE_OR_NONE if getattr(self, field) is not None))
-        for field, valid in (("loop", LOOPS), ("arrivals", ARRIVALS), ("preset", PRESETS)):
-            value = getattr(self, field)
-            require(
-                self, field, value in valid, f"one of {', '.join(valid)}.{nearest(value, valid).split(' Valid')[0]}"
-            )
-        for field in ("start_s", "think_time_s", "session_think_s", "prompt_sigma", "output_sigma", "seed"):
+        for field in _NOT_NEGATIVE:
             require(self, field, 0 <= getattr(self, field) < math.inf, "at least 0 and finite")
-        for field in ("correlation", "amplitude"):
+        for field, (low, high) in _RANGES.items():
             value = getattr(self, field)
-            require(self, field, value is None or -1 <= value <= 1, "from -1 to 1")
+            require(self, field, value is None or low <= value <= high, f"from {low:,} to {high:,}")
+        for field, valid in (("loop", LOOPS), ("arrivals", ARRIVALS), ("preset", PRESETS), ("time_unit", UNITS_PER_S)):
+            value = getattr(self, field)
+            hint = nearest(str(value), valid).split(" Valid")[0]
+            optional = field == "time_unit" and value is None
+            require(self, field, optional or value in valid, f"one of {', '.join(valid)}.{hint}")
         self._check_pairs()
 
     def _check_pairs(self):

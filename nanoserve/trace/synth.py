@@ -1,8 +1,8 @@
 """Seeded traces: an arrival process, two length distributions, and sessions if wanted.
 
 One spec and one seed give one trace, byte for byte. Arrivals, lengths and sessions draw from separate streams of the
-seed, so changing one of them leaves the others as they were. Lengths are stratified: n requests take one value from each
-n-th part of their distribution, in random order, so that even a short trace has the quantiles it was asked for.
+seed, so changing one of them leaves the others as they were. Lengths are stratified: n requests take one value from
+each n-th part of their distribution, in random order, so that even a short trace has the quantiles it was asked for.
 Next: `arrivals`, `lengths`, `presets` (published traces as specs), `source` (specs from a config).
 """
 

@@ -33,7 +33,7 @@ def random_params(spec: ModelSpec = TINY, seed: int = 0, dtype=jnp.float32) -> P
     """Weights wide enough that attention and position decide which token comes next."""
     rng = np.random.default_rng(seed)
 
-    def make(field: str, _: int) -> jax.Array:
+    def make(field: str) -> jax.Array:
         shape = model_params.shape_of(spec, field)
         wide = rng.standard_normal(shape) * (1.5 / np.sqrt(spec.hidden))
         return jnp.asarray(wide + 1 if "norm" in field else wide, dtype)

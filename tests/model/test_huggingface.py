@@ -36,10 +36,10 @@ def run_chunk(spec: ModelSpec, params: Params, kv, tokens_T, positions_T):
     attention, table = attention_for(spec), jnp.array([TABLE], jnp.int32)
     kv_len, count = positions_T[-1:] + 1, len(tokens_T)
 
-    def attend(q_THh, pages):
+    def attend(q_THh, pages, first):
         if count == 1:
-            return attention.decode(q_THh, pages, table, kv_len)
-        return attention.prefill(q_THh, pages, table, kv_len, jnp.array([0, count], jnp.int32))
+            return attention.decode(q_THh, pages, table + first, kv_len)
+        return attention.prefill(q_THh, pages, table + first, kv_len, jnp.array([0, count], jnp.int32))
 
     pages_T = table[0, positions_T // PAGE_TOKENS]
     x_TD, kv = decoder.forward(spec, params, kv, tokens_T, positions_T, pages_T, attend)
@@ -114,6 +114,6 @@ def test_the_recordings_notice_a_wrong_spec(name, change):
 def test_the_recordings_notice_missing_weights(name, field):
     spec, params, recorded = load(name)
     neutral = jnp.zeros_like if field == "bqkv" else jnp.ones_like
-    layers = tuple(layer.replace(**{field: neutral(getattr(layer, field))}) for layer in params.layers)
+    layers = params.layers.replace(**{field: neutral(getattr(params.layers, field))})
     got = paged_logits(spec, params.replace(layers=layers), recorded["tokens"], [len(recorded["tokens"])])
     assert np.abs(got - recorded["logits"]).max() > 20 * LOGITS_TOLERANCE

@@ -42,21 +42,21 @@ class Changed:
 
 def test_heads_of_the_checkpoint_land_in_their_kv_group():
     source = RandomTensors(TINY, seed=1, dtype=np.float32)
-    layer = from_tensors(TINY, source, jnp.float32).layers[1]
+    layer = from_tensors(TINY, source, jnp.float32).layers
     h, x = TINY.head_size, np.random.default_rng(0).standard_normal(TINY.hidden).astype(np.float32)
     for part, heads in (("q", TINY.heads), ("k", TINY.kv_heads), ("v", TINY.kv_heads)):
         plain = source.read(f"model.layers.1.self_attn.{part}_proj.weight") @ x
         for head in range(heads):
             group, place = {"q": divmod(head, TINY.query_groups), "k": (head, -2), "v": (head, -1)}[part]
-            got = x @ layer.wqkv[:, group, place]
+            got = x @ layer.wqkv[1, :, group, place]
             np.testing.assert_allclose(got, plain[head * h : (head + 1) * h], atol=1e-5)
 
 
 def test_two_checkpoints_give_different_layers():
     params = from_tensors(TINY, RandomTensors(TINY, seed=1), jnp.float32)
     other = from_tensors(TINY, RandomTensors(TINY, seed=2), jnp.float32)
-    assert not jnp.array_equal(params.layers[0].wo, params.layers[1].wo)
-    assert not jnp.array_equal(params.layers[0].wo, other.layers[0].wo)
+    assert not jnp.array_equal(params.layers.wo[0], params.layers.wo[1])
+    assert not jnp.array_equal(params.layers.wo, other.layers.wo)
 
 
 def test_abstract_shapes_are_those_of_a_loaded_checkpoint():

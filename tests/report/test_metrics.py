@@ -18,9 +18,9 @@ def _tiny_run():
     """Three requests, worked out by hand: a good one, a slow one, and a refusal."""
     prefill = {
         "kind": "mixed", "start_s": 10.0, "duration_s": 1.0, "prefill_seqs": 2, "prefill_tokens": 30,
-        "executed_tokens": 32, "prefill_kv_tokens": 30, "executed_kv_tokens": 40, "sampled": 2, "mfu": 0.4, "mbu": 0.1, "sol_s": 0.5,
-        "compute_s": 0.75, "overhead_s": 0.25, "running": 2, "waiting": 1, "pages_used": 2, "pages_total": 8,
-        "kv_tokens_held": 30,
+        "executed_tokens": 32, "prefill_kv_tokens": 30, "executed_kv_tokens": 40, "sampled": 2, "mfu": 0.4,
+        "mbu": 0.1, "sol_s": 0.5, "compute_s": 0.75, "overhead_s": 0.25, "running": 2, "waiting": 1,
+        "pages_used": 2, "pages_total": 8, "kv_tokens_held": 30,
     }  # fmt: skip
     decode = {
         "start_s": 11.0, "duration_s": 3.0, "first_step_s": 1.0, "steps": 2, "decode_seqs": 2, "executed_tokens": 8,

@@ -66,6 +66,7 @@ def test_the_page_is_whole_and_needs_nothing_else(page):
     assert elements.open == []
     assert all(reference.startswith("#") for reference in elements.references)
     assert {reference[1:] for reference in elements.references} <= set(elements.ids)
+    assert len(elements.ids) == len(set(elements.ids))
     assert "<script" not in page and "@import" not in page
     assert set(re.findall(r"https?://[^\"'\s)]+", page)) <= {
         "http://www.w3.org/2000/svg",

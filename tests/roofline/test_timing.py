@@ -1,13 +1,15 @@
 """Seconds from operations: limits that are never undercut, and figures published by others."""
 
+import csv
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoserve.roofline.calibration import constants_for
+from nanoserve.roofline.calibration import Mode, constants_for
 from nanoserve.roofline.counts import StepCounts
 from nanoserve.roofline.numeric import interpolate_log2
 from nanoserve.roofline.ops import step_ops, totals
@@ -17,8 +19,10 @@ from nanoserve.specs.chips import Precision
 from nanoserve.specs.model_registry import model
 from tests.roofline import factories as make
 
+PUBLISHED = Path(__file__).parents[3] / "shared" / "facts" / "published_throughput.csv"
 
-def priced(spec, cluster, precision, counts, mode="calibrated"):
+
+def priced(spec, cluster, precision, counts, mode: Mode = "calibrated"):
     ops = step_ops(spec, cluster, precision, counts)
     return ops, constants_for(cluster.chip, precision, mode)
 
@@ -58,7 +62,9 @@ def _args(spec, cluster, precision, counts):
 )
 def test_arrays_are_priced_as_numbers_are(spec, cluster, precision, mode, data):
     plans = [data.draw(make.plans(spec)) for _ in range(3)]
-    stacked = StepCounts(**{f.name: np.array([getattr(p, f.name) for p in plans]) for f in dataclasses.fields(StepCounts)})
+    stacked = StepCounts(
+        **{f.name: np.array([getattr(p, f.name) for p in plans]) for f in dataclasses.fields(StepCounts)}
+    )
     ops, calibration = priced(spec, cluster, precision, stacked, mode)
     many = bound_times(ops, cluster, calibration)
     for row, plan in enumerate(plans):
@@ -94,13 +100,33 @@ def test_the_host_gap_is_overhead_of_every_step():
     assert one > 0.5e-3
 
 
+def test_the_limit_is_below_every_published_time_per_token_of_vllm_on_h100():
+    """Llama-3.1-70B in fp8; a request's context is at least 0.8 of the stated prompt, see the source of the rows."""
+    if not PUBLISHED.exists():
+        pytest.skip(f"no published throughputs at {PUBLISHED}")
+    with PUBLISHED.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if "silicon_sample" in row["source"] and _is_vllm_h100_70b(row)]
+    assert len(rows) > 20
+    spec = model("llama-3.1-70b")
+    for row in rows:
+        cluster = make.cluster(ways=int(float(row["tp"])))
+        resident = int(row["concurrency"]) if float(row["ttft_ms"]) < 5000 else 1  # longer: most of them were queued
+        counts = make.decode_counts(resident, int(0.8 * int(row["isl"])))
+        ops, sol = priced(spec, cluster, make.FP8, counts, "sol")
+        assert step_time(ops, cluster, sol) < float(row["tpot_ms"]) * 1e-3, row
+
+
+def _is_vllm_h100_70b(row: dict[str, str]) -> bool:
+    return (row["model"], row["engine"], row["hardware"]) == ("Llama-3.1-70B", "vllm", "H100-SXM-80GB")
+
+
 def test_critical_batch_of_a_v5e_is_the_scaling_books():
     v5e = chip("tpu_v5e")
     assert critical_batch_tokens(v5e, make.BF16) == pytest.approx(240, rel=0.01)
     assert critical_batch_tokens(v5e, Precision(weights="int8")) == pytest.approx(120, rel=0.01)
 
 
-@pytest.mark.parametrize("tokens,bound", [(230, "weights"), (250, "compute")])
+@pytest.mark.parametrize(("tokens", "bound"), [(230, "weights"), (250, "compute")])
 def test_products_change_bound_at_the_critical_batch(tokens, bound):
     """Activations move too, so of the whole product only the comparison of weights and FLOPs turns exactly there."""
     v5e = make.cluster("tpu_v5e")
@@ -114,3 +140,19 @@ def test_curves_interpolate_between_points_and_are_flat_outside():
     curve = ((16, 1.0), (64, 3.0))
     assert [interpolate_log2(x, curve) for x in (1, 16, 32, 64, 999)] == [1.0, 1.0, 2.0, 3.0, 3.0]
     assert interpolate_log2(np.array([1.0, 32.0, 999.0]), curve).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_step_time_can_be_traced_by_jax():
+    import jax
+
+    spec, cluster = model("mixtral-8x7b"), make.cluster(ways=2)
+    calibration = constants_for(cluster.chip, make.BF16, "calibrated")
+    plan = make.joined(make.decode_counts(32, 700), make.prefill_counts([(64, 500)], sampled=1))
+
+    def seconds(counts):
+        plan = StepCounts(*counts)
+        return step_time(step_ops(spec, cluster, make.BF16, plan), cluster, calibration)
+
+    with jax.enable_x64(True):
+        traced = jax.jit(seconds)(dataclasses.astuple(plan))
+    assert float(traced) == pytest.approx(seconds(dataclasses.astuple(plan)), rel=1e-12)

@@ -20,7 +20,7 @@ BURST = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
 45,GPT-4,1087,0,1087,Conversation log
 118,GPT-4,417,276,693,API log
 """
-MOONCAKE = """{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]}
+MOONCAKE = """{"timestamp": 0, "input_length": 2100, "output_length": 500, "hash_ids": [0, 1, 2, 3, 4]}
 {"timestamp": 3, "input_length": 1024, "output_length": 490, "hash_ids": [0, 14]}
 {"timestamp": 3000, "input_length": 513, "output_length": 794, "hash_ids": [0, 28]}
 """
@@ -28,8 +28,8 @@ AGENT = """{"session_id":"b","timestamp":0.0,"input_length":33,"output_length":2
 {"session_id":"a","timestamp":1.25,"input_length":16,"output_length":3,"hash_ids":[0],"turn":1}
 {"session_id":"b","timestamp":2,"input_length":48,"output_length":4,"hash_ids":[0,1,9],"turn":2}
 """
-SHAREGPT = """{"input_toks": 3, "output_toks": 2, "arrival_time_ns": 46926808, "input_tok_ids": [5, 6, 7], "output_tok_ids": [8, 9]}
-{"input_toks": 1, "output_toks": 1, "arrival_time_ns": 1000000001, "input_tok_ids": [5], "output_tok_ids": [1]}
+SHAREGPT = """{"input_toks":3,"output_toks":2,"arrival_time_ns":46926808,"input_tok_ids":[5,6,7],"output_tok_ids":[8,9]}
+{"input_toks":1,"output_toks":1,"arrival_time_ns":1000000001,"input_tok_ids":[5],"output_tok_ids":[1]}
 """
 
 

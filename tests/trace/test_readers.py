@@ -59,7 +59,7 @@ def test_mooncake_integers_are_milliseconds_and_only_whole_blocks_keep_their_id(
     trace = read(tmp_path, MOONCAKE)
     assert trace.arrival_s.tolist() == [0.0, 0.003, 3.0]
     assert trace.prefix_block_tokens == 512
-    assert [trace.prefix_hashes.row(row).tolist() for row in range(3)] == [list(range(13)), [0, 14], [0]]
+    assert [trace.prefix_hashes.row(row).tolist() for row in range(3)] == [[0, 1, 2, 3], [0, 14], [0]]
 
 
 def test_agent_fractions_are_seconds_and_turns_count_from_0(tmp_path):

@@ -105,6 +105,7 @@ def test_llama3_rope_scaling_is_recovered_from_its_factors(tmp_path, factor):
 
 
 @pytest.mark.parametrize("factors", [np.arange(1, 9), np.zeros(8), np.full(8, np.nan), np.ones(7)], ids=str)
+@pytest.mark.filterwarnings("error")
 def test_other_rope_factors_are_refused(tmp_path, factors):
     path = write_with_rope_factors(tmp_path / "m.gguf", tiny_spec(), factors.astype(np.float32))
     with pytest.raises(WeightsError, match="rotary scaling"):

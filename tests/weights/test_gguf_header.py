@@ -96,6 +96,14 @@ def test_the_helper_of_the_hostile_cases_writes_valid_files(tmp_path):
     assert header.tensors["t"].shape == (32,)
 
 
+def test_a_name_as_long_as_the_file_is_not_repeated_in_the_message(tmp_path):
+    path = tmp_path / "long.gguf"
+    path.write_bytes(header_bytes(keys=1, body=string(b"k" * 100_000) + struct.pack("<I", 99)))
+    with pytest.raises(WeightsError, match="kkkk") as caught:
+        read_header(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "absent.gguf", tmp_path):
         with pytest.raises(WeightsError, match="cannot be read"):

@@ -97,6 +97,12 @@ def test_digits_are_cut_as_each_model_does(tmp_path, pre, expected):
     assert pieces(gguf_tokenizer(tmp_path, pre, **more), "1234") == expected
 
 
+def test_llama_3_takes_a_whole_word_that_merges_do_not_reach(tmp_path):
+    more = {"tokenizer.ggml.tokens": [*TOKENS, "xyz"]}
+    assert pieces(gguf_tokenizer(tmp_path, "llama-bpe", **more), "xyz") == ["xyz"]
+    assert pieces(gguf_tokenizer(tmp_path, "default", **more), "xyz") == ["x", "y", "z"]
+
+
 def test_qwen2_composes_characters_first(opened):
     assert opened["qwen2"].encode("e\u0301") == opened["qwen2"].encode("\u00e9")
     assert opened["smollm"].encode("e\u0301") != opened["smollm"].encode("\u00e9")

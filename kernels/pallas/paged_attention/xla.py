@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from kernels.pallas.compat import row_major
 from kernels.pallas.einsum import einsum_f32
 
 CHUNK_TOKENS = 256  # KV positions gathered at a time: a few hundred kB per row stay in cache between the two products
@@ -146,7 +147,9 @@ def _gather(kv_pages, page_table_BN, index, chunk: int, used_BS, dtype):
     pages, page_tokens, K, _, h = kv_pages.shape
     wanted_n = index * (chunk // page_tokens) + jnp.arange(chunk // page_tokens)
     table_Bn = page_table_BN.at[:, wanted_n].get(mode="clip")
-    kv = kv_pages.at[jnp.clip(table_Bn, 0, pages - 1)].get(mode="promise_in_bounds")
+    # Without a fixed layout here the TPU compiler picks one that suits the products below, carries it back through the
+    # gather, and copies the whole pool into it in every layer: 0.3 M cycles for 33 MB on a v5p.
+    kv = row_major(kv_pages.at[jnp.clip(table_Bn, 0, pages - 1)].get(mode="promise_in_bounds"))
     kv = kv.reshape(table_Bn.shape[0], chunk, K, 2, h)
     kv = jnp.where(used_BS[:, :, None, None, None], kv, 0).astype(dtype)
     return kv[:, :, :, 0], kv[:, :, :, 1]

