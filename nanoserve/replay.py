@@ -126,7 +126,7 @@ def prepare(experiment: Experiment) -> Replay:
     facts = resolve(experiment)
     choice = choose_executor(experiment.executor, facts.model, facts.cluster, experiment.precision)
     tokenizer = _tokenizer(experiment)
-    trace = open_trace(experiment.trace)
+    trace = open_trace(experiment.trace, tokenizer.encode if tokenizer else None)
     calibration = constants_for(facts.cluster.chip, experiment.precision, experiment.pricing.mode)
     config = experiment.engine
     pages = config.num_pages or num_pages(

@@ -6,10 +6,12 @@ from collections.abc import Callable, Collection, Sequence
 import jax
 import numpy as np
 
+from kernels.pallas.paged_attention import xla
+from kernels.pallas.paged_attention.api import resolve
 from nanoserve.engine.sequence import pages_for
 from nanoserve.engine.types import EngineConfig
 from nanoserve.executors.buckets import best_ladder, geometric_ladder
-from nanoserve.executors.jax_executor import JaxExecutor, Ladders, RequestSampling
+from nanoserve.executors.jax_executor import JaxExecutor, KvLedger, Ladders, RequestSampling
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.model import sharding
 from nanoserve.model.params import from_tensors
@@ -68,16 +70,33 @@ def build_jax_executor(parts: JaxParts) -> JaxExecutor:
     )
     if mesh:
         state = jax.device_put(state, state_shardings(mesh, spec))
+    ladders = ladders_for(parts.trace, config)
     return JaxExecutor(
         steps=make_steps(spec, attention=attention_for(spec, parts.attention), mesh=mesh),
         params=params,
         state=state,
-        ladders=ladders_for(parts.trace, config),
+        ladders=ladders,
+        ledger=_ledger(parts, ladders.table_pages),
         book=TokenBook(parts.prompt_of, parts.stop_ids),
         sampling=parts.sampling,
         key=jax.random.key(parts.seed),
         max_seqs=config.max_seqs,
     )
+
+
+def _ledger(parts: JaxParts, table_pages: int) -> KvLedger:
+    """What the XLA implementation of attention gathers; the kernels' own counts are not known here yet."""
+    if resolve(parts.attention) != "xla":
+        return lambda decode_lens, kv_lens, q_lens, tokens: None
+    page_tokens, window = parts.config.page_tokens, parts.spec.sliding_window_tokens
+
+    def gathered(decode_lens: np.ndarray, kv_lens: np.ndarray, q_lens: np.ndarray, tokens: int) -> int:
+        total = xla.decode_gathered_tokens(decode_lens, page_tokens, table_pages, window) if len(decode_lens) else 0
+        if len(kv_lens):
+            total += xla.prefill_gathered_tokens(kv_lens, q_lens, tokens, page_tokens, table_pages, window)
+        return total
+
+    return gathered
 
 
 def ladders_for(trace: Trace, config: EngineConfig) -> Ladders:

@@ -22,6 +22,10 @@ from nanoserve.model.sampling import SamplingParams
 from nanoserve.model.step import DecodeRows, DeviceState, PrefillRows, Steps
 from nanoserve.roofline.counts import StepCounts
 
+KvLedger = Callable[[np.ndarray, np.ndarray, np.ndarray, int], int | None]
+"""(decode KV lengths with padding, chunk KV lengths, chunk lengths, padded chunk tokens) -> positions gathered in a step,
+or None where the implementation does not say."""
+
 _EMA_WEIGHT = 0.2  # of the newest decode step in the estimate of the next
 
 
@@ -98,7 +102,7 @@ class JaxExecutor:
         sampling: RequestSampling,
         key: jax.Array,
         max_seqs: int,
-        gathered_kv_tokens: Callable[[Sequence[int], int], int] | None = None,
+        ledger: KvLedger = lambda decode_lens, kv_lens, q_lens, tokens: None,
         put: Callable[[Any], Any] = lambda tree: tree,
     ):
         """Takes over `state`; nothing compiles until `warm_up`.
@@ -107,13 +111,13 @@ class JaxExecutor:
           steps: entry points of the model. params: its weights, placed. state: fresh device state.
           ladders: what to compile. book: token ids. sampling: per request. key: of the run.
           max_seqs: slots, as in `state`.
-          gathered_kv_tokens: (KV lengths, padded rows) -> positions that decode attention reads, for the padding ledger.
+          ledger: what attention really gathers, for the padding account.
           put: places a tree of host arrays where the steps want them.
         """
         self.steps, self.params, self.state = steps, params, state
         self.ladders, self.book, self.sampling, self.key = ladders, book, sampling, key
         self.max_seqs = max_seqs
-        self._gathered = gathered_kv_tokens
+        self._ledger = ledger
         self._put = put
         self._tables = np.zeros((max_seqs + 1, ladders.table_pages), np.int32)
         self._filled = [0] * (max_seqs + 1)
@@ -130,7 +134,9 @@ class JaxExecutor:
         for row in rows:
             self._sync_table(row)
         outputs, executed = self._dispatch(plan, decode, chunks)
-        return _Running(self, plan, decode, chunks, outputs, executed, begin, time.perf_counter_ns())
+        dispatched = time.perf_counter_ns()
+        gathered = self._gathered_kv_tokens(plan, decode, chunks)  # while the device works
+        return _Running(self, plan, decode, chunks, outputs, executed, gathered, begin, dispatched)
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
         """An estimate from the last decode steps; a horizon that turns out too long delays an arrival by less than it."""
@@ -222,6 +228,22 @@ class JaxExecutor:
             self._tables[slot, filled:held] = row.pages[filled:held]
             self._filled[slot] = held
 
+    def _gathered_kv_tokens(self, plan: Plan, decode: Sequence[Row], chunks: Sequence[Row]) -> int | None:
+        """KV positions that attention gathers in all steps of a plan, as the implementation says."""
+        rungs = self.ladders.decode_rows
+        decode_lens = np.zeros(bucket(rungs, len(decode)) if decode else 0, np.int64)
+        decode_lens[: len(decode)] = [row.start + 1 for row in decode]
+        kv_lens = np.array([row.start + row.new_tokens for row in chunks], np.int64)
+        q_lens = np.array([row.new_tokens for row in chunks], np.int64)
+        tokens = bucket(self.ladders.prefill_tokens, plan.counts.prefill_tokens) if chunks else 0
+        total = 0
+        for step in range(plan.horizon):
+            gathered = self._ledger(np.where(decode_lens > 0, decode_lens + step, 0), kv_lens, q_lens, tokens)
+            if gathered is None:
+                return None
+            total += gathered
+        return total
+
     # ---- back on the host ----
 
     def _book_tokens(self, plan: Plan, decode: Sequence[Row], chunks: Sequence[Row], outputs: tuple) -> dict[int, int]:
@@ -255,6 +277,7 @@ class _Running:
     chunks: Sequence[Row]
     outputs: tuple
     executed_tokens: int
+    executed_kv_tokens: int | None
     begin_ns: int
     dispatched_ns: int
 
@@ -273,6 +296,7 @@ class _Running:
             stopped=stopped,
             host_ticks=_ticks(self.dispatched_ns - self.begin_ns + end_ns - ready_ns),
             executed_tokens=self.executed_tokens,
+            executed_kv_tokens=self.executed_kv_tokens,
         )
 
 

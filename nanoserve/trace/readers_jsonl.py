@@ -1,9 +1,9 @@
-"""JSONL traces, one request per line: Mooncake and agent traces (prefix hashes), and ShareGPT with token ids."""
+"""JSONL traces, one request per line: Mooncake and agent (prefix hashes), ShareGPT with token ids, prompts as text."""
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ from nanoserve.trace.types import MAX_TOKENS, Ragged, Trace
 
 _MOONCAKE = ("timestamp", "input_length", "output_length")
 _SHAREGPT = ("arrival_time_ns", "input_toks", "output_toks")
-_FORMATS = {"Mooncake JSONL": _MOONCAKE, "ShareGPT JSONL": _SHAREGPT}
+_PROMPTS = ("prompt", "output_tokens")
+_FORMATS = {"Mooncake JSONL": _MOONCAKE, "ShareGPT JSONL": _SHAREGPT, "prompt JSONL": _PROMPTS}
+Encode = Callable[[str], list[int]]
 _MAX_BLOCK_TOKENS = 1 << 16
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -54,6 +56,13 @@ class _Record:
             self.refuse(key, "a number")
         return value
 
+    def text(self, key: str) -> str:
+        """Text that is not empty."""
+        value = self.fields[key]
+        if type(value) is not str or not value:
+            self.refuse(key, "text that is not empty")
+        return value
+
     def integers(self, key: str) -> list[int]:
         """A list of 64-bit integers."""
         value = self.fields[key]
@@ -62,12 +71,13 @@ class _Record:
         return value
 
 
-def read_jsonl(path: str, text: str, *, name: str, time_unit: str | None) -> Trace:
-    """Reads a JSONL trace of either format.
+def read_jsonl(path: str, text: str, *, name: str, time_unit: str | None, encode: Encode | None = None) -> Trace:
+    """Reads a JSONL trace of any of the formats.
 
     Args:
       path: for messages. text: the file. name: of the trace.
       time_unit: of `timestamp`; None means milliseconds if all are written as integers (Mooncake), else seconds.
+      encode: text to token ids, for prompts that are text.
 
     Raises:
       TraceError: at the line that is wrong. ConfigError: for a unit that does not apply.
@@ -79,6 +89,9 @@ def read_jsonl(path: str, text: str, *, name: str, time_unit: str | None) -> Tra
     rows = [_complete(record, required) for record in itertools.chain([first], records)]
     if kind == "Mooncake JSONL":
         return _mooncake(path, name, rows, time_unit)
+    if kind == "prompt JSONL":
+        no_time_unit(path, time_unit, "arrival_s", "seconds")
+        return _prompts(path, name, rows, encode)
     no_time_unit(path, time_unit, "arrival_time_ns", "nanoseconds")
     return _sharegpt(path, name, rows)
 
@@ -118,6 +131,27 @@ def _sharegpt(path: str, name: str, rows: list[_Record]) -> Trace:
         output_tokens=np.array([row.tokens("output_toks") for row in rows], np.int64),
         prompt_ids=_token_ids(rows, "input_tok_ids", "input_toks"),
         output_ids=_token_ids(rows, "output_tok_ids", "output_toks"),
+    )
+
+
+def _prompts(path: str, name: str, rows: list[_Record], encode: Encode | None) -> Trace:
+    """Our own format: `prompt`, `output_tokens` and, where requests do not all come at once, `arrival_s`."""
+    if encode is None:
+        raise TraceError(
+            f"{path}: has prompts as text, and there is no tokenizer to count their tokens. Name the model's weights in "
+            "Experiment.weights (a folder with tokenizer.json, a GGUF file, or package:NAME)"
+        )
+    timed = _in_all(rows, "arrival_s")
+    texts = tuple(row.text("prompt") for row in rows)
+    ids = [encode(text) for text in texts]
+    return Trace(
+        name=name,
+        source=f"{path} (prompt JSONL)",
+        arrival_s=_seconds(path, rows, [row.time("arrival_s") if timed else 0 for row in rows], 1),
+        prompt_tokens=np.array([len(row) for row in ids], np.int64),
+        output_tokens=np.array([row.tokens("output_tokens") for row in rows], np.int64),
+        prompt_ids=ragged(ids),
+        texts=texts,
     )
 
 

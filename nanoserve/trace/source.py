@@ -122,8 +122,12 @@ class TraceSource:
         require(self, "burst_factor", 1 <= self.burst_factor <= most, f"from 1 to 1 / burst_share = {most:g}")
 
 
-def open_trace(source: TraceSource) -> Trace:
+def open_trace(source: TraceSource, encode: Callable[[str], list[int]] | None = None) -> Trace:
     """Reads or generates the requests.
+
+    Args:
+      source: the fields.
+      encode: text to token ids, for files that have prompts as text.
 
     Raises:
       TraceError: if the file is wrong. ConfigError: if the fields contradict the file.
@@ -131,7 +135,7 @@ def open_trace(source: TraceSource) -> Trace:
     if source.path and source.lengths_path:
         trace = _from_servegen(source.path, source.lengths_path, source)
     else:
-        trace = read_trace(source.path, time_unit=source.time_unit) if source.path else _generated(source)
+        trace = read_trace(source.path, time_unit=source.time_unit, encode=encode) if source.path else _generated(source)
         if source.start_s or source.end_s is not None:
             trace = window(trace, source.start_s, math.inf if source.end_s is None else source.end_s)
     if source.limit is not None:

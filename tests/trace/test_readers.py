@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nanoserve.trace.readers import read_trace
+from nanoserve.specs.errors import TraceError
 from tests.trace.factories import AGENT, AZURE, BURST, MOONCAKE, SHAREGPT, same, shared
 
 VLLM = {
@@ -198,3 +199,23 @@ def test_agent_sessions_grow_turn_by_turn():
     assert trace.session.max() == 19
     for session in range(20):
         assert trace.turn[trace.session == session].tolist() == list(range((trace.session == session).sum()))
+
+
+def test_prompts_as_text_are_counted_by_the_tokenizer(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "abc", "output_tokens": 5}\n{"prompt": "de", "output_tokens": 6}\n')
+    trace = read_trace(path, encode=lambda text: [ord(letter) for letter in text])
+    assert trace.texts == ("abc", "de")
+    assert trace.prompt_tokens.tolist() == [3, 2] and trace.output_tokens.tolist() == [5, 6]
+    assert trace.prompt_ids.row(1).tolist() == [100, 101]
+    assert trace.arrival_s.tolist() == [0.0, 0.0]
+
+
+def test_prompts_as_text_without_a_tokenizer_say_what_to_name(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "abc", "output_tokens": 5}\n')
+    with pytest.raises(TraceError, match="Experiment.weights"):
+        read_trace(path)
+    path.write_text('{"prompt": "", "output_tokens": 5}\n')
+    with pytest.raises(TraceError, match="prompts.jsonl:1: prompt is .*text that is not empty"):
+        read_trace(path, encode=list)

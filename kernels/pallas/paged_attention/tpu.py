@@ -52,7 +52,7 @@ def decode_attention(
     blocks = blocks or tpu_tuning.decode_blocks(kv_pages, page_table_BN.shape[1])
     work = tpu_work.decode_work(kv_lens_B, blocks.cores, window)
     static = _static(blocks, kv_pages, page_table_BN, groups, interpret, scale, window, soft_cap)
-    q = _tiled(q_BHh, work.shape[0] * work.shape[1], static)
+    q = _tiled(q_BHh, work.shape[0] * work.shape[2], static)
     return _untiled(_call("paged_decode", work, page_table_BN, q, kv_pages, static, interpret), B, static)
 
 
@@ -102,17 +102,17 @@ def cost(static: tpu_kernel.Static, items: int, q, kv_pages) -> pl.CostEstimate:
     )
 
 
-def _call(name, work_CWF, page_table, q, kv_pages, static: tpu_kernel.Static, interpret):
+def _call(name, work_CFW, page_table, q, kv_pages, static: tpu_kernel.Static, interpret):
     """The kernel over every item of the work list; `q` and the result are [tiles, K, rows, h]."""
-    cores, items, fields = work_CWF.shape
-    scalar_bytes = 4 * (page_table.size + work_CWF.size)
+    cores, fields, items = work_CFW.shape
+    scalar_bytes = 4 * (page_table.size + work_CFW.size)
     if scalar_bytes > SCALAR_MEMORY_BYTES:
         raise ConfigError(
             f"a page table of {page_table.shape} and {cores * items} work items are {scalar_bytes} bytes, and a TPU's "
             f"scalar memory holds {SCALAR_MEMORY_BYTES}: use larger pages, fewer rows or a shorter context"
         )
     _, K, rows, h = q.shape
-    tile = pl.BlockSpec((1, K, rows, h), lambda c, w, work, _: (work[(c * items + w) * fields], 0, 0, 0))
+    tile = pl.BlockSpec((1, K, rows, h), lambda c, w, work, _: (work[c * fields * items + w], 0, 0, 0))
     running = pltpu.VMEM((K, rows, tpu_kernel.LANES), jnp.float32)
     return pl.pallas_call(
         functools.partial(tpu_kernel.kernel, static=static),
@@ -131,11 +131,11 @@ def _call(name, work_CWF, page_table, q, kv_pages, static: tpu_kernel.Static, in
                 pltpu.VMEM((K, rows, h), jnp.float32),
             ],
         ),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), disable_bounds_checks=True),
         cost_estimate=cost(static, cores * items, q, kv_pages),
         interpret=interpret,
         name=name,
-    )(work_CWF.reshape(-1), page_table.reshape(-1), q, kv_pages)
+    )(work_CFW.reshape(-1), page_table.reshape(-1), q, kv_pages)
 
 
 def _static(blocks: Blocks, kv_pages, page_table, groups: int, interpret, scale, window, soft_cap) -> tpu_kernel.Static:
@@ -150,7 +150,7 @@ def _static(blocks: Blocks, kv_pages, page_table, groups: int, interpret, scale,
         scale=scale,
         window=window,
         soft_cap=soft_cap,
-        packed=not isinstance(interpret, pltpu.InterpretParams),
+        packed=kv_pages.dtype == jnp.bfloat16 and not isinstance(interpret, pltpu.InterpretParams),
     )
 
 

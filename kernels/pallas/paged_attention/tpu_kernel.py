@@ -11,6 +11,7 @@ Next: `tpu` for the shapes around the kernel, `tpu_work` for the items.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,8 @@ class Static:
       page_tokens, block_pages: p, and pages in a buffer.
       table_pages: N, the length of a row of the page table.
       scale, window, soft_cap: as in `api`.
-      packed: read keys and values as 32-bit words, which compiles to a fifth of the instructions but which the TPU
-        interpreter cannot run.
+      packed: read 16-bit keys and values as 32-bit words, which compiles to a fifth of the instructions but which the
+        TPU interpreter cannot run.
     """
 
     tile_tokens: int
@@ -64,7 +65,7 @@ class Static:
 
 
 def kernel(
-    work,  # [cores * items * fields] in SMEM
+    work,  # [cores * fields * items] in SMEM
     page_table,  # [rows * table_pages] in SMEM
     q,  # [1, K, tile_rows, h]
     kv_pages,  # [P, p, K, 2, h] in HBM
@@ -80,52 +81,46 @@ def kernel(
 ):
     """One item: its queries against the blocks that they see."""
     core, this, items = pl.program_id(0), pl.program_id(1), pl.num_programs(1)
-    item = _Item(work, core * items + this)
+    at = functools.partial(_Item, work, core, items)
+    item, before, after = at(this), at(jnp.maximum(this - 1, 0)), at(jnp.minimum(this + 1, items - 1))
     pages = _Pages(static, page_table, kv_pages, buffers, arrived)
 
     def start(index, block, buffer):
-        """Asks for a block of an item of this core; without one, `block` stands for its first."""
-
         @pl.when(index < items)
         def _():
-            wanted = _Item(work, core * items + index)
-            first, _ = pages.blocks(wanted)
-            pages.start(wanted, first if block is None else block, buffer)
+            pages.start(at(index), block, buffer)
 
     @pl.when(this == 0)
     def _():
         turn[0] = 0
-        start(jnp.where(item[Field.LO] < item[Field.HI], 0, item[Field.NEXT]), None, 0)
+        index = jnp.where(item[Field.LO] < item[Field.HI], 0, item[Field.NEXT])
+        start(index, pages.first_block(at(jnp.minimum(index, items - 1))), 0)
 
-    @pl.when(item[Field.FIRST] == 1)
+    @pl.when((this == 0) | (item[Field.TILE] != before[Field.TILE]))
     def _():
         largest[...] = jnp.full_like(largest, EMPTY)
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
-    first, end = pages.blocks(item)
-
-    @pl.loop(first, end)
+    @pl.loop(pages.first_block(item), pages.end_block(item))
     def _(block):
         buffer = turn[0]
-
-        @pl.when(block + 1 < end)
-        def _():
-            start(this, block + 1, 1 - buffer)
-
-        @pl.when(block + 1 == end)
-        def _():
-            start(item[Field.NEXT], None, 1 - buffer)
-
+        index = jnp.where(block + 1 < pages.end_block(item), this, item[Field.NEXT])
+        next_block = jnp.where(index == this, block + 1, pages.first_block(at(jnp.minimum(index, items - 1))))
+        start(index, next_block, 1 - buffer)
         pages.wait(item, block, buffer)
-        pages.zero_unseen(item, block, buffer)
+
+        @pl.when(~pages.whole(item, block))
+        def _():
+            pages.zero_unseen(item, block, buffer)
+
         mine, seen = _visible(item, block, static)
         for head in range(q.shape[1]):
             keys, values = _load(buffers, buffer, head, static)
             _attend(q[0, head], keys, values, mine, seen, largest.at[head], total.at[head], sums.at[head], static)
         turn[0] = 1 - buffer
 
-    @pl.when(item[Field.LAST] == 1)
+    @pl.when((this + 1 == items) | (item[Field.TILE] != after[Field.TILE]))
     def _():
         for head in range(q.shape[1]):
             weight = total[head][:, :1]
@@ -137,10 +132,12 @@ class _Item:
     """A view of one item in the flat work list."""
 
     work: jax.Ref
+    core: jax.Array
+    items: int
     index: jax.Array
 
     def __getitem__(self, field: Field):
-        return self.work[self.index * len(Field) + field]
+        return self.work[(self.core * len(Field) + field) * self.items + self.index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +150,18 @@ class _Pages:
     buffers: jax.Ref
     arrived: jax.Ref
 
-    def blocks(self, item: _Item):
-        """First block that the item sees, and the one after the last; none where they are equal."""
-        tokens = self.static.block_tokens
-        first = lax.div(item[Field.LO], tokens)
-        return first, jnp.where(item[Field.LO] < item[Field.HI], pl.cdiv(item[Field.HI], tokens), first)
+    def first_block(self, item: _Item):
+        """The first block that the item sees something of."""
+        return lax.div(item[Field.LO], self.static.block_tokens)
+
+    def end_block(self, item: _Item):
+        """One past the last block that the item sees something of; not above `first_block` where there is none."""
+        return jnp.where(item[Field.LO] < item[Field.HI], pl.cdiv(item[Field.HI], self.static.block_tokens), 0)
+
+    def whole(self, item: _Item, block):
+        """Whether the item sees all of a block."""
+        begin = block * self.static.block_tokens
+        return (item[Field.LO] <= begin) & (begin + self.static.block_tokens <= item[Field.HI])
 
     def start(self, item: _Item, block, buffer) -> None:
         """Starts a block's copies; the caller has checked that nobody needs the buffer."""
@@ -168,16 +172,27 @@ class _Pages:
         self._each(item, block, buffer, lambda copy: copy.wait())
 
     def _each(self, item: _Item, block, buffer, act) -> None:
-        p, begin = self.static.page_tokens, block * self.static.block_pages
-        first = jnp.maximum(begin, lax.div(item[Field.LO], p))
-        end = jnp.minimum(begin + self.static.block_pages, pl.cdiv(item[Field.HI], p))
-        row = item[Field.ROW] * self.static.table_pages
+        """Does something to the copy of every page of a block that the item sees; straight-line code if it is all."""
+        p, n, begin = self.static.page_tokens, self.static.block_pages, block * self.static.block_pages
+        row = item[Field.ROW] * self.static.table_pages + begin
 
-        @pl.loop(first, end)
-        def _(page):
+        def one(page):
             source = self.kv_pages.at[self.page_table[row + page]]
-            target = self.buffers.at[buffer, pl.ds((page - begin) * p, p)]
+            target = self.buffers.at[buffer, pl.ds(page * p, p)]
             act(pltpu.make_async_copy(source, target, self.arrived.at[buffer]))
+
+        first = jnp.maximum(lax.div(item[Field.LO], p) - begin, 0)
+        end = jnp.minimum(pl.cdiv(item[Field.HI], p) - begin, n)
+        whole = end - first == n
+
+        @pl.when(whole)
+        def _():
+            for page in range(n):
+                one(page)
+
+        @pl.when(~whole)
+        def _():
+            pl.loop(first, end)(one)
 
     def zero_unseen(self, item: _Item, block, buffer) -> None:
         """Zeroes, page by page, what the item does not see of a block: most blocks have no such page."""
@@ -190,15 +205,11 @@ class _Pages:
             @pl.when((lo > 0) | (hi < p))
             def _():
                 place = self.buffers.at[buffer, pl.ds(page * p, p)]
-                heads = place.shape[1]
-                if self.static.packed:
-                    place, lo_row, hi_row = _words(place), lo * heads, hi * heads
-                    if self.buffers.dtype.itemsize == 4:
-                        lo_row, hi_row = 2 * lo_row, 2 * hi_row
-                else:
-                    lo_row, hi_row = lo, hi
+                place = _words(place) if self.static.packed else place
+                rows = place.shape[0] // p  # of one token
                 row = lax.broadcasted_iota(jnp.int32, place.shape, 0)
-                place[...] = jnp.where((row >= lo_row) & (row < hi_row), place[...], jnp.zeros((), place.dtype))
+                seen = (row >= lo * rows) & (row < hi * rows)
+                place[...] = jnp.where(seen, place[...], jnp.zeros((), place.dtype))
 
 
 def _visible(item: _Item, block, static: Static):
@@ -213,24 +224,25 @@ def _visible(item: _Item, block, static: Static):
 
 
 def _words(ref):
-    """[tokens, K, 2, h] as rows of 32-bit words: for 2-byte elements one row a head, key in the low half."""
+    """16-bit [tokens, K, 2, h] as 32-bit words: a row of them for each token and head, key low and value high.
+
+    Rows are LANES long, so there are two of them where h is 256.
+    """
     tokens, heads, _, h = ref.shape
-    if ref.dtype.itemsize == 4:
-        return ref.reshape(tokens * heads * 2, h)
-    return ref.bitcast(jnp.int32).reshape(tokens * heads, h)
+    lanes = min(h, LANES)
+    return ref.bitcast(jnp.int32).reshape(tokens * heads * h // lanes, lanes)
 
 
 def _load(buffers, buffer, head: int, static: Static):
     """Keys and values of one head in a buffer, [block_tokens, h] each."""
     if not static.packed:
         return buffers[buffer, :, head, 0, :], buffers[buffer, :, head, 1, :]
-    heads, dtype = buffers.shape[2], buffers.dtype
     words = _words(buffers.at[buffer])
-    if dtype.itemsize == 4:
-        stride = 2 * heads
-        return (words[pl.ds(2 * head + i, static.block_tokens, stride), :] for i in (0, 1))
-    both = words[pl.ds(head, static.block_tokens, heads), :].astype(jnp.uint32)
-    return (pltpu.bitcast(half.astype(jnp.uint16), dtype) for half in (both, both >> 16))
+    stride = words.shape[0] // static.block_tokens
+    rows = range(head * stride // buffers.shape[2], (head + 1) * stride // buffers.shape[2])
+    both = jnp.concatenate([words[pl.ds(row, static.block_tokens, stride), :] for row in rows], axis=1)
+    both = both.astype(jnp.uint32)
+    return (pltpu.bitcast(half.astype(jnp.uint16), buffers.dtype) for half in (both, both >> 16))
 
 
 def _attend(q, keys, values, mine, seen, largest, total, sums, static: Static) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 from kernels.pallas import compat
 
-BUFFER_BYTES = 4 * 2**20  # of VMEM for the two KV buffers; a kernel gets 16 MiB unless the compiler is told otherwise
+# Of the 16 MiB of VMEM that a kernel gets unless the compiler is told otherwise; scores take part of the rest.
+BUFFER_BYTES = 4 * 2**20  # the two KV buffers
+TILE_BYTES = 8 * 2**20  # queries, results and running sums of a tile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,10 @@ def decode_blocks(kv_pages, table_pages: int) -> Blocks:
 
 def prefill_blocks(kv_pages, table_pages: int, groups: int, tokens: int) -> Blocks:
     """Sizes for `prefill_attention` of `tokens` queries with `groups` heads to a KV head."""
-    tile_tokens = min(max(8, table()["prefill"]["tile_rows"] // groups // 8 * 8), -(-tokens // 8) * 8)
+    heads, h = kv_pages.shape[2], max(kv_pages.shape[4], 128)
+    row_bytes = heads * (4 * h * 4 + 4 * h + 2 * 4 * 128)  # queries and results twice each, running sums
+    rows = min(table()["prefill"]["tile_rows"], TILE_BYTES // row_bytes)
+    tile_tokens = min(max(8, rows // groups // 8 * 8), -(-tokens // 8) * 8)
     block_pages = _block_pages("prefill", kv_pages, table_pages)
     return Blocks(block_pages=block_pages, tile_tokens=tile_tokens, cores=compat.tpu_cores())
 

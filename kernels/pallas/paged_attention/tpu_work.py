@@ -12,14 +12,13 @@ Next: `tpu_kernel`, which reads it.
 
 import enum
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
 
 
 class Field(enum.IntEnum):
-    """What an item says about itself; the work list is `[cores, items, field]`.
+    """What an item says about itself; the work list is `[cores, field, items]`.
 
     Attributes:
       TILE: tile of queries.
@@ -28,7 +27,6 @@ class Field(enum.IntEnum):
       SHIFT: position in the sequence of the tile's token 0, negative where the chunk starts inside the tile.
       LO, HI: positions of the row that any of the item's tokens sees; equal where there is nothing to see.
       NEXT: the next item of the same core that sees something; the number of items where there is none.
-      FIRST, LAST: 1 for a tile's first and last item.
     """
 
     TILE = 0
@@ -39,19 +37,16 @@ class Field(enum.IntEnum):
     LO = 5
     HI = 6
     NEXT = 7
-    FIRST = 8
-    LAST = 9
 
 
-def decode_work(kv_lens_B: Int32[Array, " B"], cores: int, window: int | None) -> Int32[Array, "C W F"]:
+def decode_work(kv_lens_B: Int32[Array, " B"], cores: int, window: int | None) -> Int32[Array, "C F W"]:
     """One tile and one item a row: `ceil(B / cores)` items for each core, the excess ones empty."""
     B = kv_lens_B.shape[0]
     items = -(-B // cores)
-    kv_len = jnp.pad(kv_lens_B, (0, cores * items - B))
-    tile = jnp.arange(cores * items, dtype=jnp.int32)
+    kv_len = jnp.pad(kv_lens_B, (0, cores * items - B)).reshape(cores, items)
+    tile = jnp.arange(cores * items, dtype=jnp.int32).reshape(cores, items)
     row = jnp.minimum(tile, B - 1)
-    fields = _fields(tile, row, 0 * tile, jnp.minimum(kv_len, 1), kv_len - 1, kv_len, window)
-    return jax.vmap(_link)(fields.reshape(cores, items, -1))
+    return _work(tile, row, jnp.zeros_like(tile), jnp.minimum(kv_len, 1), kv_len - 1, window)
 
 
 def prefill_work(
@@ -61,7 +56,7 @@ def prefill_work(
     tile_tokens: int,
     cores: int,
     window: int | None,
-) -> Int32[Array, "C W F"]:
+) -> Int32[Array, "C F W"]:
     """Tiles cut where a chunk ends: `tiles / cores + R + 1` items for each core, which is as many as there can be.
 
     Args:
@@ -71,46 +66,25 @@ def prefill_work(
       cores: lists to make.
       window: positions a query sees; None for all.
     """
-    share = tiles // cores * tile_tokens
-    rows = kv_lens_R.shape[0]
-
-    def one_core(begin):
-        starts = begin + jnp.arange(0, share, tile_tokens, dtype=jnp.int32)
-        cuts = jnp.sort(jnp.concatenate([starts, jnp.clip(cu_q_lens, begin, begin + share)]))
-        ends = jnp.append(cuts[1:], begin + share)
-        tile = jnp.minimum(cuts, begin + share - 1) // tile_tokens
-        row = jnp.searchsorted(cu_q_lens, cuts, side="right").astype(jnp.int32) - 1
-        live = (row < rows) & (cuts < ends)
-        row = jnp.clip(row, 0, rows - 1)
-        token_0 = tile * tile_tokens
-        shift = kv_lens_R[row] - cu_q_lens[row + 1] + token_0
-        first = cuts - token_0
-        last = jnp.where(live, ends - token_0, first)
-        return _link(_fields(tile, row, first, last, shift, shift + last, window))
-
-    return jax.vmap(one_core)(jnp.arange(cores, dtype=jnp.int32) * share)
+    rows, share = kv_lens_R.shape[0], tiles // cores * tile_tokens
+    begin = share * jnp.arange(cores, dtype=jnp.int32)[:, None]
+    starts = begin + jnp.arange(0, share, tile_tokens, dtype=jnp.int32)
+    cuts = jnp.sort(jnp.concatenate([starts, jnp.clip(cu_q_lens, begin, begin + share)], axis=1), axis=1)
+    ends = jnp.concatenate([cuts[:, 1:], begin + share], axis=1)
+    tile = jnp.minimum(cuts, begin + share - 1) // tile_tokens
+    row = jnp.searchsorted(cu_q_lens, cuts, side="right").astype(jnp.int32) - 1
+    owned = row < rows
+    row = jnp.minimum(row, rows - 1)
+    token_0 = tile * tile_tokens
+    shift = kv_lens_R[row] - cu_q_lens[row + 1] + token_0
+    return _work(tile, row, cuts - token_0, jnp.where(owned, ends, cuts) - token_0, shift, window)
 
 
-def _fields(tile, row, first, last, shift, hi, window):
-    """Items as an array, links and flags still to be filled in; an item without tokens sees nothing."""
-    lo = 0 * hi if window is None else jnp.maximum(shift + first - window + 1, 0)
-    hi = jnp.where(first < last, hi, lo)
-    unset = 0 * tile
-    return jnp.stack([tile, row, first, last, shift, lo, hi, unset, unset, unset], axis=-1)
-
-
-def _link(fields_WF):
-    """The same items, with NEXT, FIRST and LAST."""
-    items = fields_WF.shape[0]
-    index = jnp.arange(items, dtype=jnp.int32)
-    live = fields_WF[:, Field.LO] < fields_WF[:, Field.HI]
-    from_here = lax.cummin(jnp.where(live, index, items), reverse=True)
-    new_tile = jnp.diff(fields_WF[:, Field.TILE]) != 0
-    return (
-        fields_WF.at[:, Field.NEXT]
-        .set(jnp.append(from_here[1:], items))
-        .at[:, Field.FIRST]
-        .set(jnp.append(True, new_tile).astype(jnp.int32))
-        .at[:, Field.LAST]
-        .set(jnp.append(new_tile, True).astype(jnp.int32))
-    )
+def _work(tile, row, first, end, shift, window: int | None):
+    """The list from what each item is; all arguments are [cores, items]."""
+    items = tile.shape[1]
+    lo = jnp.zeros_like(shift) if window is None else jnp.maximum(shift + first - window + 1, 0)
+    hi = jnp.where(first < end, shift + end, lo)
+    live = jnp.where(lo < hi, jnp.arange(items, dtype=jnp.int32), items)
+    following = jnp.pad(lax.cummin(live, axis=1, reverse=True)[:, 1:], ((0, 0), (0, 1)), constant_values=items)
+    return jnp.stack([tile, row, first, end, shift, lo, hi, following], axis=1)
