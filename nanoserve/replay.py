@@ -168,12 +168,11 @@ def build_engine(
     config: EngineConfig, model: ModelSpec, trace: Trace, pages: int, executor: Executor, clock: Clock, load: Load
 ) -> Engine:
     """An engine over a trace with a given executor, clock and load."""
-    context = min(config.max_context_tokens or model.max_context_tokens, model.max_context_tokens)
     log = RunLog(len(trace))
     scheduler = Scheduler(
         config,
         num_pages=pages,
-        max_context_tokens=context,
+        max_context_tokens=_context_tokens(config, model),
         log=log,
         window_tokens=model.sliding_window_tokens,
     )
@@ -185,6 +184,11 @@ def build_engine(
         log=log,
         request_of=_requests_of(trace),
     )
+
+
+def _context_tokens(config: EngineConfig, model: ModelSpec) -> int:
+    """The most prompt and output tokens of a request, by the config and the model."""
+    return min(config.max_context_tokens or model.max_context_tokens, model.max_context_tokens)
 
 
 def trace_fingerprint(trace: Trace) -> str:
@@ -236,32 +240,26 @@ def _weights(experiment: Experiment, facts: Facts) -> "TensorSource":
 def _jax_executor(
     experiment: Experiment, facts: Facts, trace: Trace, weights: "TensorSource", pages: int, tokenizer: "Tokenizer | None"
 ) -> "JaxExecutor":
-    from nanoserve.executors.jax_build import JaxParts, build_jax_executor
+    from nanoserve.executors.jax_build import build_jax_executor, ladders_for, load_model
     from nanoserve.executors.jax_executor import RequestSampling
+    from nanoserve.executors.tokens import TokenBook
 
-    sampling = experiment.sampling
-    return build_jax_executor(
-        JaxParts(
-            spec=facts.model,
-            weights=weights,
-            precision=experiment.precision,
-            ways=facts.cluster.count * facts.cluster.chip.jax_devices_per_chip,
-            config=experiment.engine,
-            num_pages=pages,
-            trace=trace,
-            prompt_of=_prompts_of(trace, facts.model.vocab, experiment.seed),
-            stop_ids=() if sampling.ignore_eos or tokenizer is None else tokenizer.eos_ids,
-            sampling=RequestSampling.uniform(
-                len(trace),
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                seed=experiment.seed,
-            ),
-            seed=experiment.seed,
-        )
+    cluster, config, how = facts.cluster, experiment.engine, experiment.sampling
+    ways = cluster.count * cluster.chip.jax_devices_per_chip
+    loaded = load_model(facts.model, weights, experiment.precision, ways=ways)
+    stop_ids = () if how.ignore_eos or tokenizer is None else tokenizer.eos_ids
+    sampling = RequestSampling.uniform(
+        len(trace),
+        temperature=how.temperature,
+        top_k=how.top_k,
+        top_p=how.top_p,
+        min_p=how.min_p,
+        seed=experiment.seed,
     )
+    book = TokenBook(_prompts_of(trace, facts.model.vocab, experiment.seed), stop_ids)
+    most_tokens = min(_context_tokens(config, facts.model), pages * config.page_tokens)
+    ladders = ladders_for(trace, config, most_tokens)
+    return build_jax_executor(loaded, config, pages, ladders, book, sampling, experiment.seed)
 
 
 def _prompts_of(trace: Trace, vocab: int, seed: int) -> Callable[[int], Sequence[int] | np.ndarray]:

@@ -1,10 +1,10 @@
 """From an experiment to a `JaxExecutor`: weights on the device, an empty page pool, ladders that fit the trace."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from kernels.pallas.paged_attention import xla
 from kernels.pallas.paged_attention.api import resolve
@@ -14,8 +14,8 @@ from nanoserve.executors.buckets import best_ladder, geometric_ladder
 from nanoserve.executors.jax_executor import JaxExecutor, KvLedger, Ladders, RequestSampling
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.model import sharding
-from nanoserve.model.params import from_tensors
-from nanoserve.model.step import attention_for, init_state, make_steps, state_shardings
+from nanoserve.model.params import Params, from_tensors
+from nanoserve.model.step import Steps, attention_for, init_state, make_steps, state_shardings
 from nanoserve.specs.chips import Precision
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.types import Trace
@@ -27,68 +27,100 @@ _DECODE_RATIO = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JaxParts:
-    """What an executor is built from.
+class LoadedModel:
+    """A model that is ready to run: its entry points and its weights where they will be used.
 
     Attributes:
-      spec, weights, precision: the model. ways: tensor-parallel ways over the first devices.
-      config: of the engine. num_pages: of the pool, resolved.
-      trace: decides the ladders. prompt_of: request -> prompt ids. stop_ids: ends of text, empty to ignore them.
-      sampling: per request. seed: of the sampling keys. attention: implementation name.
+      spec, steps, params: the model. kv_dtype: of the pages. attention: name of the implementation.
+      mesh: where tensor parallelism runs, None on one device.
     """
 
     spec: ModelSpec
-    weights: TensorSource
-    precision: Precision
-    ways: int
-    config: EngineConfig
-    num_pages: int
-    trace: Trace
-    prompt_of: Callable[[int], Sequence[int] | np.ndarray]
-    stop_ids: Collection[int]
-    sampling: RequestSampling
-    seed: int
-    attention: str = "auto"
+    steps: Steps
+    params: Params
+    kv_dtype: str
+    attention: str
+    mesh: Mesh | None
 
 
-def build_jax_executor(parts: JaxParts) -> JaxExecutor:
-    """Loads the weights and makes the pool; compiles nothing yet.
+def load_model(
+    spec: ModelSpec, weights: TensorSource, precision: Precision, *, ways: int = 1, attention: str = "auto"
+) -> LoadedModel:
+    """Reads the weights onto the first `ways` devices.
 
     Raises:
-      WeightsError: the checkpoint is not the model's. ConfigError: the model cannot be cut over the mesh.
+      WeightsError: the checkpoint is not the model's. ConfigError: the model cannot be cut over the devices.
     """
-    spec, config = parts.spec, parts.config
-    dtype = JAX_DTYPES[parts.precision.weights]
-    mesh = sharding.make_mesh(jax.devices()[: parts.ways]) if parts.ways > 1 else None
-    params = from_tensors(spec, parts.weights, dtype, sharding.placer(mesh) if mesh else None)
-    state = init_state(
-        spec,
-        pages=parts.num_pages,
-        page_tokens=config.page_tokens,
-        slots=config.max_seqs,
-        dtype=JAX_DTYPES[parts.precision.kv],
+    mesh = sharding.make_mesh(jax.devices()[:ways]) if ways > 1 else None
+    place = sharding.placer(mesh) if mesh else None
+    implementation = resolve(attention)
+    return LoadedModel(
+        spec=spec,
+        steps=make_steps(spec, attention=attention_for(spec, implementation), mesh=mesh),
+        params=from_tensors(spec, weights, JAX_DTYPES[precision.weights], place),
+        kv_dtype=JAX_DTYPES[precision.kv],
+        attention=implementation,
+        mesh=mesh,
     )
-    if mesh:
-        state = jax.device_put(state, state_shardings(mesh, spec))
-    ladders = ladders_for(parts.trace, config)
+
+
+def build_jax_executor(
+    model: LoadedModel, config: EngineConfig, num_pages: int, ladders: Ladders, book: TokenBook, sampling: RequestSampling, seed: int
+) -> JaxExecutor:
+    """An executor with an empty page pool; compiles nothing yet.
+
+    Args:
+      model: what runs. config: slots and page size. num_pages: of the pool.
+      ladders: what to compile. book: token ids. sampling: per request. seed: of the sampling keys.
+    """
+    state = init_state(
+        model.spec, pages=num_pages, page_tokens=config.page_tokens, slots=config.max_seqs, dtype=model.kv_dtype
+    )
+    if model.mesh:
+        state = jax.device_put(state, state_shardings(model.mesh, model.spec))
     return JaxExecutor(
-        steps=make_steps(spec, attention=attention_for(spec, parts.attention), mesh=mesh),
-        params=params,
+        steps=model.steps,
+        params=model.params,
         state=state,
         ladders=ladders,
-        ledger=_ledger(parts, ladders.table_pages),
-        book=TokenBook(parts.prompt_of, parts.stop_ids),
-        sampling=parts.sampling,
-        key=jax.random.key(parts.seed),
+        book=book,
+        sampling=sampling,
+        key=jax.random.key(seed),
         max_seqs=config.max_seqs,
+        ledger=_ledger(model, config.page_tokens, ladders.table_pages),
     )
 
 
-def _ledger(parts: JaxParts, table_pages: int) -> KvLedger:
+def ladders_for(trace: Trace, config: EngineConfig, most_tokens: int | None = None) -> Ladders:
+    """Buckets that pad this trace little: prefill rungs from its chunk sizes, decode rungs by factors of four.
+
+    Args:
+      trace: what will run. config: budgets and limits.
+      most_tokens: prompt and output of the longest request that is not refused; None means the trace's longest. Without
+        it one absurd row of a trace would make every page table as wide as itself.
+    """
+    budget = config.max_step_tokens
+    if config.prefill_chunk_tokens is not None:
+        budget = min(budget, config.prefill_chunk_tokens)
+    total = trace.prompt_tokens + trace.output_tokens
+    longest = int(total.max()) if most_tokens is None else min(int(total.max()), most_tokens)
+    prompts = trace.prompt_tokens[total <= longest]
+    rests = prompts % budget
+    sizes = np.concatenate([rests[rests > 0], np.full(int((prompts // budget).sum()), budget)])
+    return Ladders(
+        decode_rows=geometric_ladder(min(config.max_seqs, len(trace)), _DECODE_RATIO),
+        prefill_tokens=best_ladder(sizes, budget, _PREFILL_RUNGS),
+        prefill_rows=min(config.max_seqs, budget),
+        table_pages=pages_for(longest, config.page_tokens),
+        loop_steps=config.max_horizon_steps,
+    )
+
+
+def _ledger(model: LoadedModel, page_tokens: int, table_pages: int) -> KvLedger:
     """What the XLA implementation of attention gathers; the kernels' own counts are not known here yet."""
-    if resolve(parts.attention) != "xla":
+    if model.attention != "xla":
         return lambda decode_lens, kv_lens, q_lens, tokens: None
-    page_tokens, window = parts.config.page_tokens, parts.spec.sliding_window_tokens
+    window = model.spec.sliding_window_tokens
 
     def gathered(decode_lens: np.ndarray, kv_lens: np.ndarray, q_lens: np.ndarray, tokens: int) -> int:
         total = xla.decode_gathered_tokens(decode_lens, page_tokens, table_pages, window) if len(decode_lens) else 0
@@ -97,20 +129,3 @@ def _ledger(parts: JaxParts, table_pages: int) -> KvLedger:
         return total
 
     return gathered
-
-
-def ladders_for(trace: Trace, config: EngineConfig) -> Ladders:
-    """Buckets that pad this trace little: prefill rungs from its chunk sizes, decode rungs by factors of four."""
-    budget = config.max_step_tokens
-    if config.prefill_chunk_tokens is not None:
-        budget = min(budget, config.prefill_chunk_tokens)
-    rests = trace.prompt_tokens % budget
-    sizes = np.concatenate([rests[rests > 0], np.full(int((trace.prompt_tokens // budget).sum()), budget)])
-    longest = int((trace.prompt_tokens + trace.output_tokens).max())
-    return Ladders(
-        decode_rows=geometric_ladder(min(config.max_seqs, len(trace)), _DECODE_RATIO),
-        prefill_tokens=best_ladder(sizes, budget, _PREFILL_RUNGS),
-        prefill_rows=min(config.max_seqs, budget),
-        table_pages=pages_for(longest, config.page_tokens),
-        loop_steps=config.max_horizon_steps,
-    )
