@@ -5,10 +5,8 @@ from pathlib import Path
 
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 
-# Before any test module imports JAX. Tests ask whether programs are right, not fast: half of the time to compile one goes
-# into optimising it, and a program that an earlier run compiled is not compiled again.
+# Before any test module imports JAX. A program that an earlier run compiled is not compiled again.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
