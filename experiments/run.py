@@ -4,16 +4,16 @@
     python experiments/run.py --config=smollm2_cpu --set Sampling.temperature=0.7 --set Engine.max_seqs=4
     python experiments/run.py --config=llama8b_h100 --trace=requests.csv --executor=roofline --out=/tmp/runs
 
-Exit code 0: the run is complete (`DONE` is in its folder). 2: something the user can mend, said in one message; whatever
-was computed before is on disk.
+Exit code 0: the run is complete (`DONE` is in its folder). 2: something the user can mend, said in one message;
+whatever was computed before is on disk.
 """
 
-import signal
+import errno
+import functools
+import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,8 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
-from nanoserve.experiment import CONFIG_CLASSES, Experiment, resolve
+from experiments.stop import StopSignals
+from nanoserve.experiment import CONFIG_CLASSES, resolve
 from nanoserve.specs.config import Loaded, load
 from nanoserve.specs.config import resolve as resolve_config
 from nanoserve.specs.errors import CapacityError, ConfigError, NanoserveError
@@ -32,44 +33,86 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXIT_USER = 2
 
-_FLAGS = flags.FlagValues()
-flags.DEFINE_string("config", "llama70b_h100", "name in configs/, or path of a gin file", flag_values=_FLAGS)
-flags.DEFINE_multi_string("set", [], "Class.field=value, repeatable; wins over the file", flag_values=_FLAGS)
-flags.DEFINE_string("trace", None, "request log to replay instead of the config's", flag_values=_FLAGS)
-flags.DEFINE_enum("executor", None, ["auto", "jax", "roofline"], "who runs the steps", flag_values=_FLAGS)
-flags.DEFINE_string("out", "runs", "folder for run folders", flag_values=_FLAGS)
-flags.DEFINE_bool("print_config", False, "print every value of the config and exit", flag_values=_FLAGS)
-flags.DEFINE_bool("help", False, "show this help", flag_values=_FLAGS, short_name="h")
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command.
+
+    Args:
+      arguments: as in `sys.argv`, the command's own name first.
+
+    Returns:
+      The exit code.
+    """
     try:
-        asked = _parse(arguments)
-        if asked is None:
-            return 0
-        loaded = _load(asked)
-        if asked.print_config:
-            print(loaded.operative, end="")
-            return 0
-        return _run(loaded, Path(asked.config).stem, Path(asked.out))
+        with StopSignals() as signals:
+            _command(arguments, signals)
+            sys.stdout.flush()  # while its errors can still be reported
+        return 0
     except NanoserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return _refuse(str(error))
+    except KeyboardInterrupt as error:
+        return _refuse(f"stopped by {error} before the first step; nothing was computed")
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter fails again when it flushes at its end
+        return _refuse(f"cannot print to standard output: {error.strerror}. What the run had computed is in its folder")
 
 
-def _parse(arguments: Sequence[str]) -> flags.FlagValues | None:
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_USER
+
+
+def _command(arguments: Sequence[str], signals: StopSignals) -> None:
+    asked = _parse(arguments)
+    if asked.help:
+        print(__doc__)
+        print(asked.get_help())
+        return
+    loaded = _load(asked)
+    if asked.print_config:
+        print(loaded.operative, end="")
+        return
     try:
-        rest = _FLAGS(arguments)
+        _run(loaded, Path(asked.config).stem, Path(asked.out), signals)
+    except Exception as error:
+        # JAX's own class cannot be named without importing JAX, which a simulated run does not need.
+        if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+            raise CapacityError(f"the device has not enough memory: {_advised(error)}") from error
+        raise
+
+
+def _advised(error: Exception) -> str:
+    what = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+    return f"{what}. Lower Engine.num_pages, Engine.hbm_utilization or Engine.max_step_tokens"
+
+
+def _parse(arguments: Sequence[str]) -> flags.FlagValues:
+    asked = _flags()
+    try:
+        rest = asked(arguments)
     except flags.Error as error:
         raise ConfigError(f"{error}. See --help") from error
-    if _FLAGS.help:
-        print(__doc__)
-        print(_FLAGS.get_help())
-        return None
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
-    return _FLAGS
+    for name in ("config", "trace", "out"):
+        if asked[name].value == "":
+            raise ConfigError(f"--{name}= is empty. Give it a value or leave it out")
+    return asked
+
+
+def _flags() -> flags.FlagValues:
+    """The command's flags, unset; absl's global ones would be shared by every call."""
+    own = flags.FlagValues()
+    flags.DEFINE_string("config", "llama70b_h100", "name in configs/, or path of a gin file", flag_values=own)
+    flags.DEFINE_multi_string("set", [], "Class.field=value, repeatable; wins over the file", flag_values=own)
+    flags.DEFINE_string("trace", None, "request log to replay instead of the config's", flag_values=own)
+    flags.DEFINE_enum("executor", None, ["auto", "jax", "roofline"], "who runs the steps", flag_values=own)
+    flags.DEFINE_string("out", "runs", "folder for run folders", flag_values=own)
+    flags.DEFINE_bool("print_config", False, "print every value of the config and exit", flag_values=own)
+    flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
+    return own
 
 
 def _load(asked: flags.FlagValues) -> Loaded:
@@ -83,27 +126,33 @@ def _load(asked: flags.FlagValues) -> Loaded:
     return loaded
 
 
-def _run(loaded: Loaded, name: str, out: Path) -> int:
+def _run(loaded: Loaded, name: str, out: Path, signals: StopSignals) -> None:
+    from experiments.run_files import Outcome, print_run, write_records, write_run
     from nanoserve.replay import prepare, trace_fingerprint
     from nanoserve.report.run_folder import RunFolder, git_state, run_id
 
-    experiment: Experiment = loaded.value
     started = time.perf_counter()
-    replay = prepare(experiment)
+    replay = prepare(loaded.value)
     trace_hash = trace_fingerprint(replay.trace)
     folder = RunFolder(out, name, run_id(loaded.operative, trace_hash, git_state()[0]))
-    print(f"{name}: {replay.choice.line}", flush=True)
-    print(f"  {_what(replay)}", flush=True)
-    with _stop_on_signals() as stopped_by:
-        complete = _execute(replay, stopped_by)
-    _write(folder, loaded, replay, trace_hash, complete, time.perf_counter() - started)
-    if not complete:
-        raise NanoserveError(
-            f"stopped by {stopped_by[0]} after {replay.engine.log.finished_count():,} of {len(replay.trace):,} requests; "
-            f"the records so far are in {folder.path}, without DONE"
-        )
-    print(f"{folder.path}")
-    return 0
+    over = functools.partial(Outcome, loaded=loaded, replay=replay, trace_hash=trace_hash)
+    with signals.deferred():
+        print(f"{name}: {replay.choice.line}\n  {_what(replay)}", flush=True)
+        try:
+            complete = _execute(replay, signals)
+        except BaseException:  # nothing already computed is lost, whatever this is
+            write_records(folder, over(complete=False, elapsed_s=time.perf_counter() - started))
+            print(f"the records so far are in {folder.path}, without DONE", file=sys.stderr)
+            raise
+        outcome = over(complete=complete, elapsed_s=time.perf_counter() - started)
+        summary = write_run(folder, outcome)
+        print_run(outcome, summary)
+        if not complete:
+            raise NanoserveError(
+                f"stopped by {signals.caught} after {summary.completed:,} of {len(replay.trace):,} requests; the "
+                f"records so far are in {folder.path}, without DONE"
+            )
+        print(folder.path)
 
 
 def _what(replay: "Replay") -> str:
@@ -114,7 +163,7 @@ def _what(replay: "Replay") -> str:
     )
 
 
-def _execute(replay: "Replay", stopped_by: Sequence[str]) -> bool:
+def _execute(replay: "Replay", signals: StopSignals) -> bool:
     """Warms up and runs; returns whether the run came to its end."""
     from nanoserve.engine.types import to_seconds
     from nanoserve.report.progress import Progress
@@ -123,44 +172,14 @@ def _execute(replay: "Replay", stopped_by: Sequence[str]) -> bool:
     with Progress(programs, "compile") as progress:
         for done, program in enumerate(replay.warm_up(), start=1):
             progress.update(done, program=program)
-            if stopped_by:
+            if signals.caught:
                 return False
     with Progress(len(replay.trace), "requests") as progress:
         replay.run(
-            should_stop=lambda: bool(stopped_by),
+            should_stop=lambda: signals.caught is not None,
             observe=lambda done, now: progress.update(done, clock_s=to_seconds(now)),
         )
-    return not stopped_by
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[list[str]]:
-    """Yields a list that the first SIGINT or SIGTERM appends its name to; a second one ends the process."""
-    caught: list[str] = []
-
-    def note(number: int, _frame: object) -> None:
-        if caught:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        caught.append(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _write(folder, loaded: Loaded, replay: "Replay", trace_hash: str, complete: bool, elapsed_s: float) -> None:
-    from experiments.run_files import write_run
-
-    try:
-        write_run(folder, loaded, replay, trace_hash, complete=complete, elapsed_s=elapsed_s)
-    except CapacityError as error:
-        rescue = type(folder)(tempfile.mkdtemp(prefix="nanoserve-"), folder.path.parent.name, folder.path.name)
-        write_run(rescue, loaded, replay, trace_hash, complete=complete, elapsed_s=elapsed_s)
-        raise CapacityError(f"{error}. The run itself is kept in {rescue.path}") from error
+    return signals.caught is None
 
 
 if __name__ == "__main__":

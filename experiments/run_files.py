@@ -1,6 +1,9 @@
 """What a finished or interrupted run writes: records first, then the summary and the reports made from them."""
 
+import dataclasses
+import functools
 import json
+import tempfile
 from typing import TYPE_CHECKING
 
 from nanoserve.report.content import ReportData, Roof
@@ -8,43 +11,96 @@ from nanoserve.report.metrics import Summary, summarize
 from nanoserve.report.run_folder import RunFolder, environment
 from nanoserve.roofline.calibration import provenance
 from nanoserve.specs.config import Loaded
+from nanoserve.specs.errors import CapacityError
 
 if TYPE_CHECKING:
     from nanoserve.replay import Records, Replay
 
 
-def write_run(
-    folder: RunFolder, loaded: Loaded, replay: "Replay", trace_hash: str, *, complete: bool, elapsed_s: float
-) -> None:
-    """Writes everything of a run and, if it is complete, prints the summary and marks the folder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A run that is over, to its end or not.
+
+    Attributes:
+      loaded: its config. replay: the engine with its log. trace_hash: `replay.trace_fingerprint` of its trace.
+      complete: every request left the engine by itself. elapsed_s: wall time from reading the trace to the last step.
+    """
+
+    loaded: Loaded
+    replay: "Replay"
+    trace_hash: str
+    complete: bool
+    elapsed_s: float
+
+    @functools.cached_property
+    def environment(self) -> dict:
+        """`env.json`."""
+        experiment = self.replay.experiment
+        found = environment(
+            device_kind=self.replay.choice.device_kind,
+            seeds={"experiment": experiment.seed, "trace": experiment.trace.seed},
+            trace_hash=self.trace_hash,
+            weights_hash=self.replay.weights_fingerprint,
+        )
+        source, elapsed_s = self.replay.trace.source, round(self.elapsed_s, 3)
+        return {"how": self.replay.choice.line, **found, "trace_source": source, "elapsed_s": elapsed_s}
+
+
+def write_run(folder: RunFolder, outcome: Outcome) -> Summary:
+    """Writes everything of a run and, if it is complete, marks the folder.
+
+    If the folder cannot be written, the run is written whole to a new temporary folder before the error is raised.
 
     Raises:
-      CapacityError: the disk is full or the folder cannot be written; what was written before is kept.
+      CapacityError: the disk is full or the folder cannot be written; it says where the run is now.
     """
-    records = replay.records()
-    environment = _environment(replay, trace_hash, elapsed_s)
-    folder.write_config(loaded.as_written, loaded.operative)
-    folder.write_environment(environment)
+    try:
+        return _write_all(folder, outcome)
+    except CapacityError as error:
+        raise CapacityError(f"{error}. {_rescued(folder, outcome)}") from error
+
+
+def write_records(folder: RunFolder, outcome: Outcome) -> "Records":
+    """Writes the config, the environment and everything that was logged; nothing that has to be computed from it."""
+    records = outcome.replay.records()
+    folder.write_config(outcome.loaded.as_written, outcome.loaded.operative)
+    folder.write_environment(outcome.environment)
     folder.write_records(records.requests, records.steps)
     folder.write_events(records.event_lines())
-    folder.write_outputs(json.dumps(entry, ensure_ascii=False) + "\n" for entry in replay.outputs())
-    summary = _summary(replay, records)
-    folder.write_summary(_summary_dict(replay, summary, complete, elapsed_s))
-    _write_report(folder, loaded, replay, records, summary, environment)
-    _print(replay, summary, complete, elapsed_s)
-    if complete:
+    folder.write_outputs(json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.replay.outputs())
+    return records
+
+
+def print_run(outcome: Outcome, summary: Summary) -> None:
+    """Prints the summary, how the run was made, and with which constants it was priced."""
+    from nanoserve.report.terminal import print_summary
+
+    replay = outcome.replay
+    calibration = replay.calibration
+    print_summary(summary)
+    state = "complete" if outcome.complete else "partial: the run was stopped"
+    print(f"{replay.choice.line}; {state}; {outcome.elapsed_s:.1f} s of work")
+    print(f"priced with {calibration.name} ({calibration.mode}): {calibration.validation}")
+
+
+def _write_all(folder: RunFolder, outcome: Outcome) -> Summary:
+    records = write_records(folder, outcome)
+    summary = _summary(outcome.replay, records)
+    folder.write_summary(_summary_dict(outcome, summary))
+    _write_report(folder, outcome, records, summary)
+    if outcome.complete:
         folder.finish()
+    return summary
 
 
-def _environment(replay: "Replay", trace_hash: str, elapsed_s: float) -> dict:
-    experiment = replay.experiment
-    found = environment(
-        device_kind=replay.choice.device_kind,
-        seeds={"experiment": experiment.seed, "trace": experiment.trace.seed},
-        trace_hash=trace_hash,
-        weights_hash=replay.weights_fingerprint,
-    )
-    return {"how": replay.choice.line, **found, "trace_source": replay.trace.source, "elapsed_s": round(elapsed_s, 3)}
+def _rescued(folder: RunFolder, outcome: Outcome) -> str:
+    """Writes a run that has lost its folder to a temporary one; returns a sentence that says where."""
+    try:
+        rescue = RunFolder(tempfile.mkdtemp(prefix="nanoserve-"), folder.path.parent.name, folder.path.name)
+        _write_all(rescue, outcome)
+    except (CapacityError, OSError) as error:
+        return f"Nor can the run be kept elsewhere: {error}"
+    return f"The whole run is kept in {rescue.path}"
 
 
 def _summary(replay: "Replay", records: "Records") -> Summary:
@@ -57,24 +113,24 @@ def _summary(replay: "Replay", records: "Records") -> Summary:
     )
 
 
-def _summary_dict(replay: "Replay", summary: Summary, complete: bool, elapsed_s: float) -> dict:
+def _summary_dict(outcome: Outcome, summary: Summary) -> dict:
+    replay = outcome.replay
     calibration = replay.calibration
     return {
         "how": replay.choice.line,
-        "complete": complete,
+        "complete": outcome.complete,
         "requests_in_trace": len(replay.trace),
         "pricing": {"mode": calibration.mode, "constants": calibration.name, "validation": calibration.validation},
-        "elapsed_s": round(elapsed_s, 3),
+        "elapsed_s": round(outcome.elapsed_s, 3),
         **summary.as_dict(),
     }
 
 
-def _write_report(
-    folder: RunFolder, loaded: Loaded, replay: "Replay", records: "Records", summary: Summary, environment: dict
-) -> None:
+def _write_report(folder: RunFolder, outcome: Outcome, records: "Records", summary: Summary) -> None:
     from nanoserve.report.html import render_html
     from nanoserve.report.markdown import render_markdown
 
+    replay = outcome.replay
     cluster, compute = replay.facts.cluster, replay.experiment.precision.compute
     data = ReportData(
         title=replay.experiment.name,
@@ -90,17 +146,7 @@ def _write_report(
             hbm_bytes_per_s=cluster.chip.hbm_bytes_per_s,
         ),
         constants=provenance(replay.calibration, cluster.chip),
-        operative=loaded.operative,
-        environment=environment,
+        operative=outcome.loaded.operative,
+        environment=outcome.environment,
     )
     folder.write_report(render_html(data), render_markdown(data))
-
-
-def _print(replay: "Replay", summary: Summary, complete: bool, elapsed_s: float) -> None:
-    from nanoserve.report.terminal import print_summary
-
-    calibration = replay.calibration
-    print_summary(summary)
-    state = "complete" if complete else "partial: the run was stopped"
-    print(f"{replay.choice.line}; {state}; {elapsed_s:.1f} s of work")
-    print(f"priced with {calibration.name} ({calibration.mode}): {calibration.validation}")

@@ -14,6 +14,7 @@ from nanoserve.report.slo import Slo, resolve_slo
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import BYTES_PER_ELEMENT, ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError, nearest
+from nanoserve.specs.huggingface import read_config
 from nanoserve.specs.model_registry import model
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.source import TraceSource
@@ -74,8 +75,9 @@ class Experiment:
     """One experiment.
 
     Attributes:
-      name: what its runs are filed under.
-      model: registry name. weights: a path, `package:NAME`, or None for random weights.
+      name: title of its reports.
+      model: registry name, or path of a Hugging Face folder or `config.json`. weights: a path, `package:NAME`, or None
+      for random weights.
       seed: of random weights, sampling keys and prompts that a trace does not state.
       executor: `auto` executes where the chips are present and the model fits, and simulates elsewhere.
       cluster, precision, engine, trace, sampling, pricing, slo: see their classes.
@@ -118,6 +120,17 @@ class Facts:
     slo: Slo | None
 
 
+def model_of(name_or_path: str) -> ModelSpec:
+    """A model of the registry, or the one that a Hugging Face `config.json`, or the folder that holds it, describes.
+
+    Raises:
+      ConfigError: no such name. WeightsError: a config that cannot be read.
+    """
+    if "/" in name_or_path or name_or_path.endswith(".json"):
+        return read_config(name_or_path)
+    return model(name_or_path)
+
+
 def resolve(experiment: Experiment) -> Facts:
     """Looks up the model, the chip and the objective.
 
@@ -135,7 +148,7 @@ def resolve(experiment: Experiment) -> Facts:
             raise ConfigError(f"Precision.{field.name} = '{dtype}': no such dtype.{nearest(dtype, BYTES_PER_ELEMENT)}")
     slo = experiment.slo
     return Facts(
-        model=model(experiment.model),
+        model=model_of(experiment.model),
         cluster=ClusterSpec(chip=chip(experiment.cluster.chip), mesh=experiment.cluster.mesh),
         slo=resolve_slo(slo.name, slo.ttft_s, slo.tpot_s),
     )

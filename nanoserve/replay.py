@@ -1,8 +1,8 @@
 """Replays an experiment's trace through the scheduler, executed or simulated, and returns its records.
 
 `prepare` reads the trace, decides who executes, sizes the page pool and builds the engine; `Replay.run` runs it;
-`Replay.records` can be asked at any time, also after an interrupt. Files are written by `experiments/run.py`, not here, so
-a notebook uses the same two calls. Next: `engine.engine` (the loop), `executors.choose` (the decision).
+`Replay.records` can be asked at any time, also after an interrupt. Files are written by `experiments/run.py`, not
+here, so a notebook uses the same two calls. Next: `engine.engine` (the loop), `executors.choose` (the decision).
 """
 
 import dataclasses
@@ -85,7 +85,10 @@ class Replay:
             self.engine.clock = WallClock()  # the run starts now, not when compilation did
 
     def run(
-        self, *, should_stop: Callable[[], bool] = lambda: False, observe: Callable[[int, int], None] = lambda done, now: None
+        self,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        observe: Callable[[int, int], None] = lambda done, now: None,
     ) -> None:
         """Runs to the end, or until `should_stop`; see `Engine.run`."""
         self.engine.run(should_stop=should_stop, observe=observe)
@@ -100,7 +103,9 @@ class Replay:
         requests: dict[str, Any] = dict(log.request_columns())
         rows = np.array(requests["request"], dtype=np.int64)
         requests["session"] = None if self.trace.session is None else self.trace.session[rows]
-        frame = pl.DataFrame(requests) if len(rows) else pl.DataFrame(requests, schema=dict.fromkeys(requests, pl.Float64))
+        frame = (
+            pl.DataFrame(requests) if len(rows) else pl.DataFrame(requests, schema=dict.fromkeys(requests, pl.Float64))
+        )
         return Records(steps=pl.DataFrame(steps), requests=frame, event_lines=log.event_lines)
 
     def outputs(self) -> Iterator[Mapping[str, Any]]:
@@ -194,7 +199,14 @@ def _context_tokens(config: EngineConfig, model: ModelSpec) -> int:
 def trace_fingerprint(trace: Trace) -> str:
     """A hash of what the engine sees of a trace: times, lengths, prefixes and ids."""
     digest = hashlib.sha256()
-    for column in (trace.arrival_s, trace.prompt_tokens, trace.output_tokens, trace.session, trace.client, trace.priority):
+    for column in (
+        trace.arrival_s,
+        trace.prompt_tokens,
+        trace.output_tokens,
+        trace.session,
+        trace.client,
+        trace.priority,
+    ):
         digest.update(b"-" if column is None else np.ascontiguousarray(column).tobytes())
     for ragged in (trace.prefix_hashes, trace.prompt_ids):
         digest.update(b"-" if ragged is None else ragged.offsets.tobytes() + ragged.values.tobytes())
@@ -220,10 +232,15 @@ def _requests_of(trace: Trace) -> Callable[[int, int], Request]:
 
 
 def _tokenizer(experiment: Experiment) -> "Tokenizer | None":
+    """The tokenizer beside the weights; None where there is none, which only prompts as text need."""
     if experiment.weights is None:
         return None
+    from nanoserve.weights.open import is_gguf, locate
     from nanoserve.weights.tokenizer import open_tokenizer
 
+    path = locate(experiment.weights)
+    if not is_gguf(path) and not ((path if path.is_dir() else path.parent) / "tokenizer.json").is_file():
+        return None
     return open_tokenizer(experiment.weights)
 
 
@@ -238,7 +255,12 @@ def _weights(experiment: Experiment, facts: Facts) -> "TensorSource":
 
 
 def _jax_executor(
-    experiment: Experiment, facts: Facts, trace: Trace, weights: "TensorSource", pages: int, tokenizer: "Tokenizer | None"
+    experiment: Experiment,
+    facts: Facts,
+    trace: Trace,
+    weights: "TensorSource",
+    pages: int,
+    tokenizer: "Tokenizer | None",
 ) -> "JaxExecutor":
     from nanoserve.executors.jax_build import build_jax_executor, ladders_for, load_model
     from nanoserve.executors.jax_executor import RequestSampling
@@ -269,7 +291,7 @@ def _prompts_of(trace: Trace, vocab: int, seed: int) -> Callable[[int], Sequence
         return lambda index: np.random.default_rng([seed, index]).integers(vocab, size=int(trace.prompt_tokens[index]))
     if len(ids.values) and int(ids.values.max()) >= vocab:
         raise ConfigError(
-            f"trace '{trace.name}' has token id {int(ids.values.max())} and the model's vocabulary has {vocab}: its ids "
-            "belong to another model. Choose that model, or simulate with --executor=roofline"
+            f"trace '{trace.name}' has token id {int(ids.values.max())} and the model's vocabulary has {vocab}: its "
+            "ids belong to another model. Choose that model, or simulate with --executor=roofline"
         )
     return ids.row

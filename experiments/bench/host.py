@@ -1,8 +1,9 @@
 """Measures what this machine's CPU can do: the memory bandwidth and f32 FLOP/s that its roofline is drawn with.
 
-Each figure is the best of many repetitions over several ways of doing the same work (NumPy on one thread, NumPy on every
-core, XLA), because a roofline wants what the machine can do, not what it does on average. Run it on a quiet machine; the
-result is a JSON file that says what was measured, where, and with which command. `chip_registry.cpu_2core` quotes it.
+Each figure is the best of many repetitions over several ways of doing the same work (NumPy on one thread, NumPy on
+every core, XLA), because a roofline wants what the machine can do, not what it does on average. Run it on a quiet
+machine; the result is a JSON file that says what was measured, where, and with which command.
+`chip_registry.cpu_2core` quotes it.
 
     python experiments/bench/host.py --name=cpu_2core
 """

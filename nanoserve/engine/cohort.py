@@ -1,9 +1,9 @@
 """The sequences that decode together, advanced all at once.
 
-Every member gains exactly one token a step, so nothing is counted per member: a member's KV length is what it had when it
-joined plus the steps since, the sum over members grows by their number, and the next finish, the next page and the next
-full sliding window are heap tops. A step costs O(changes), not O(members); this is what makes the replay fast and what
-tells a plan's horizon.
+Every member gains exactly one token a step, so nothing is counted per member: a member's KV length is what it had when
+it joined plus the steps since, the sum over members grows by their number, and the next finish, the next page and the
+next full sliding window are heap tops. A step costs O(changes), not O(members); this is what makes the replay fast and
+what tells a plan's horizon.
 
 Invariant: every live member has exactly one current entry in `_finish` and one in `_page_due`; entries of members that
 left are recognised by their stale `join` number and skipped. Next: `scheduler`.

@@ -58,7 +58,10 @@ class Engine:
         self._request_of = request_of
 
     def run(
-        self, *, should_stop: Callable[[], bool] = lambda: False, observe: Callable[[int, int], None] = lambda done, now: None
+        self,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        observe: Callable[[int, int], None] = lambda done, now: None,
     ) -> None:
         """Runs until every request has left, or until asked to stop; then what is still running is aborted.
 
@@ -117,7 +120,7 @@ class Engine:
 
 
 def _with_planning(result: StepResult, elapsed: int, horizon: int) -> StepResult:
-    """A measured step also took the time it was planned in, which is host time; a priced one took what it was priced."""
+    """A measured step also took the time it was planned in, which is host time; a priced one took its price."""
     planning = elapsed - result.duration_ticks
     if not planning:
         return result

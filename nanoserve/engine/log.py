@@ -1,7 +1,7 @@
 """What happened in a run: one row a plan, one row a request, and the events between. Plain lists, converted at the end.
 
-The log is written while the engine runs and can be read at any moment, so a run that is interrupted loses nothing. Column
-names and meanings are in `records`. Next: `nanoserve.report`, which reads them.
+The log is written while the engine runs and can be read at any moment, so a run that is interrupted loses nothing.
+Column names and meanings are in `records`. Next: `nanoserve.report`, which reads them.
 """
 
 import dataclasses
@@ -58,7 +58,14 @@ class RunLog:
         self.events.append((ticks, "preempted", index, ""))
 
     def finished(
-        self, index: int, ticks: int, reason: FinishReason, tokens: int, detail: str = "", preemptions: int = 0, max_stall_ticks: int = 0
+        self,
+        index: int,
+        ticks: int,
+        reason: FinishReason,
+        tokens: int,
+        detail: str = "",
+        preemptions: int = 0,
+        max_stall_ticks: int = 0,
     ) -> None:
         """A request left the engine."""
         self._end[index] = (ticks, reason, tokens, detail, preemptions, max_stall_ticks)
@@ -75,7 +82,14 @@ class RunLog:
     # ---- plans ----
 
     def planned(
-        self, plan: Plan, result: StepResult, start_ticks: int, running: int, waiting: int, pages_used: int, kv_tokens_held: int
+        self,
+        plan: Plan,
+        result: StepResult,
+        start_ticks: int,
+        running: int,
+        waiting: int,
+        pages_used: int,
+        kv_tokens_held: int,
     ) -> None:
         """A plan ran."""
         self._plans.append(
@@ -139,7 +153,7 @@ class RunLog:
         return columns
 
     def event_lines(self) -> Iterator[str]:
-        """`events.jsonl`: one JSON object a line, times as seconds with nanoseconds, from integers: no rounding varies."""
+        """`events.jsonl`: one JSON object a line, times as seconds with nanoseconds, exact from integers."""
         for ticks, event, index, detail in self.events:
             nanoseconds = ticks * 1_000_000_000 // TICKS_PER_S
             seconds = f"{nanoseconds // 1_000_000_000}.{nanoseconds % 1_000_000_000:09d}"

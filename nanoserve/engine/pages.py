@@ -1,7 +1,7 @@
 """The pool of KV pages (vLLM: blocks): who holds which, and what is free.
 
-Invariants: a page's reference count is the number of its holders; free + used = all; a page is handed out only while its
-count is 0. Breaking one raises `PageAccountingError` at once, because a leaked or doubly freed page corrupts tokens
+Invariants: a page's reference count is the number of its holders; free + used = all; a page is handed out only while
+its count is 0. Breaking one raises `PageAccountingError` at once, because a leaked or doubly freed page corrupts tokens
 silently later. Next: `cohort`, which asks for pages as sequences grow.
 """
 

@@ -1,9 +1,10 @@
 """Continuous batching with mixed steps: decides what each step runs, and for how many steps nothing can change.
 
 One step holds every decoding sequence (one token each) and, under the token budget, prompt chunks of sequences that are
-still prefilling, oldest first; then the head of the queue is admitted while slots, pages and budget last. When a decoding
-sequence cannot get its next page, the youngest sequence is preempted: it loses its pages and goes back to the head of the
-queue to be recomputed. There is no clock and no randomness in here: `now_ticks` is an argument.
+still prefilling, oldest first; then the head of the queue is admitted while slots, pages and budget last. When a
+decoding
+sequence cannot get its next page, the youngest sequence is preempted: it loses its pages and goes back to the head of
+the queue to be recomputed. There is no clock and no randomness in here: `now_ticks` is an argument.
 
 Invariants, checked by the state machine in `tests/engine`: slots and pages are never shared or lost; the queue is first
 come, first served; every plan advances at least one token. Because a request that could never fit alone is refused, the
@@ -30,7 +31,13 @@ class Scheduler:
     """First come, first served scheduling over paged KV. `plan` and `apply` alternate; `add` and `abort` go between."""
 
     def __init__(
-        self, config: EngineConfig, *, num_pages: int, max_context_tokens: int, log: RunLog, window_tokens: int | None = None
+        self,
+        config: EngineConfig,
+        *,
+        num_pages: int,
+        max_context_tokens: int,
+        log: RunLog,
+        window_tokens: int | None = None,
     ):
         """Makes an empty scheduler.
 
@@ -171,12 +178,13 @@ class Scheduler:
         total = request.prompt_tokens + request.output_tokens
         if total > self.max_context_tokens:
             return (
-                f"prompt {request.prompt_tokens} + output {request.output_tokens} = {total} tokens exceed the context of "
-                f"{self.max_context_tokens}"
+                f"prompt {request.prompt_tokens} + output {request.output_tokens} = {total} tokens exceed the context "
+                f"of {self.max_context_tokens}"
             )
         pages = pages_for(total - 1, self.config.page_tokens)  # the last token's KV is never written
         if pages > self.pool.num_pages:
-            return f"{total} tokens need {pages} pages of {self.config.page_tokens}; the whole pool has {self.pool.num_pages}"
+            size = self.config.page_tokens
+            return f"{total} tokens need {pages} pages of {size}; the whole pool has {self.pool.num_pages}"
         return ""
 
     def _plan_chunks(self, now_ticks: int) -> list[_Chunk]:
@@ -257,14 +265,22 @@ class Scheduler:
         if limit is None:
             window, window_kv = pairs, kv
         return StepCounts(
-            steps, rows, kv_tokens, window_tokens, len(self._chunks), tokens, pairs, window, kv, window_kv, rows + sampled
+            steps,
+            rows,
+            kv_tokens,
+            window_tokens,
+            len(self._chunks),
+            tokens,
+            pairs,
+            window,
+            kv,
+            window_kv,
+            rows + sampled,
         )
 
     def _rows(self) -> tuple[Row, ...]:
         cohort = self.cohort
-        decode = [
-            Row(s.index, s.slot, cohort.kv_of(s), 1, True, s.pages, cohort.generated_of(s)) for s in cohort
-        ]
+        decode = [Row(s.index, s.slot, cohort.kv_of(s), 1, True, s.pages, cohort.generated_of(s)) for s in cohort]
         chunks = [
             Row(s.index, s.slot, past, new, past + new == s.prefill_target, s.pages, s.generated)
             for s, past, new in self._chunks

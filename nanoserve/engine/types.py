@@ -76,14 +76,21 @@ class EngineConfig:
     timeout_s: float | None = None
 
     def __post_init__(self):
-        for field in ("max_seqs", "max_step_tokens", "prefill_chunk_tokens", "page_tokens", "num_pages", "max_horizon_steps"):
+        for field in (
+            "max_seqs",
+            "max_step_tokens",
+            "prefill_chunk_tokens",
+            "page_tokens",
+            "num_pages",
+            "max_horizon_steps",
+        ):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"Engine.{field} = {value}: must be at least 1")
         if self.max_step_tokens < self.max_seqs:
             raise ConfigError(
-                f"Engine.max_step_tokens = {self.max_step_tokens} is below Engine.max_seqs = {self.max_seqs}: every running "
-                "sequence decodes one token a step. Raise the budget or lower max_seqs"
+                f"Engine.max_step_tokens = {self.max_step_tokens} is below Engine.max_seqs = {self.max_seqs}: every "
+                "running sequence decodes one token a step. Raise the budget or lower max_seqs"
             )
         if not 0 <= self.free_page_watermark < 1:
             raise ConfigError(f"Engine.free_page_watermark = {self.free_page_watermark}: must be in [0, 1)")

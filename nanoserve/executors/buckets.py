@@ -1,7 +1,7 @@
 """Bucket ladders: the few padded sizes that steps are compiled for, chosen from the sizes a trace will ask for.
 
-A ladder is a tuple of sizes, ascending, whose last entry covers everything. More rungs mean less padding and more programs;
-`best_ladder` finds the rungs that waste least for a given number of them.
+A ladder is a tuple of sizes, ascending, whose last entry covers everything. More rungs mean less padding and more
+programs; `best_ladder` finds the rungs that waste least for a given number of them.
 """
 
 import bisect
@@ -44,8 +44,8 @@ def best_ladder(sizes: Sequence[int] | np.ndarray, top: int, rungs: int) -> tupl
       rungs: how many programs are worth compiling.
 
     Returns:
-      Ascending rungs; multiples of `GRAIN` except possibly `top`. Exact over the candidates (dynamic programming), which
-      are thinned to 128 quantiles where there are more distinct sizes.
+      Ascending rungs; multiples of `GRAIN` except possibly `top`. Exact over the candidates (dynamic programming),
+      which are thinned to 128 quantiles where there are more distinct sizes.
     """
     rounded = np.minimum(-(-np.asarray(sizes, dtype=np.int64) // GRAIN) * GRAIN, top)
     values, weights = np.unique(np.append(rounded, top), return_counts=True)

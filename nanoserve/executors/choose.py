@@ -1,7 +1,7 @@
 """Execute or simulate: the decision, and the one line that says why.
 
-`auto` executes with JAX where the experiment's chips are present and the model fits, and simulates elsewhere. An explicit
-`jax` that cannot be served is an error with the same reason.
+`auto` executes with JAX where the experiment's chips are present and the model fits, and simulates elsewhere. An
+explicit `jax` that cannot be served is an error with the same reason.
 """
 
 import dataclasses
@@ -43,7 +43,9 @@ def choose_executor(asked: str, model: ModelSpec, cluster: ClusterSpec, precisio
         return Choice("roofline", "simulated because the roofline executor was asked for", simulated)
     obstacle = jax_obstacle(model, cluster, precision)
     if obstacle and asked == "jax":
-        raise ConfigError(f"cannot execute {model.name} on {chips} with JAX: {obstacle}. Use --executor=auto to simulate it")
+        raise ConfigError(
+            f"cannot execute {model.name} on {chips} with JAX: {obstacle}. Use --executor=auto to simulate it"
+        )
     if obstacle:
         return Choice("roofline", f"simulated because {obstacle}", simulated)
     import jax
@@ -55,7 +57,9 @@ def choose_executor(asked: str, model: ModelSpec, cluster: ClusterSpec, precisio
 
 def jax_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
     """Why JAX cannot execute a model here, or an empty string."""
-    return _decoder_obstacle(model, precision) or _device_obstacle(cluster) or _memory_obstacle(model, cluster, precision)
+    return (
+        _device_obstacle(cluster) or _decoder_obstacle(model, precision) or _memory_obstacle(model, cluster, precision)
+    )
 
 
 def _decoder_obstacle(model: ModelSpec, precision: Precision) -> str:

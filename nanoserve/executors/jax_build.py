@@ -65,7 +65,13 @@ def load_model(
 
 
 def build_jax_executor(
-    model: LoadedModel, config: EngineConfig, num_pages: int, ladders: Ladders, book: TokenBook, sampling: RequestSampling, seed: int
+    model: LoadedModel,
+    config: EngineConfig,
+    num_pages: int,
+    ladders: Ladders,
+    book: TokenBook,
+    sampling: RequestSampling,
+    seed: int,
 ) -> JaxExecutor:
     """An executor with an empty page pool; compiles nothing yet.
 

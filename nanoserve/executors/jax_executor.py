@@ -1,7 +1,7 @@
 """Runs plans with JAX: rows of a plan become padded device arrays, one compiled call, and tokens on the host.
 
-All programs are compiled by `warm_up` for a grid of buckets (`Ladders`); after that nothing compiles. The device keeps KV
-pages and last tokens, so a decode step sends only integers, and a horizon of k steps is one call. Time is wall time.
+All programs are compiled by `warm_up` for a grid of buckets (`Ladders`); after that nothing compiles. The device keeps
+KV pages and last tokens, so a decode step sends only integers, and a horizon of k steps is one call. Time is wall time.
 
 Next: `nanoserve.model.step` (the entry points), `buckets` (the ladders), `tokens` (ids on the host).
 """
@@ -23,8 +23,8 @@ from nanoserve.model.step import DecodeRows, DeviceState, PrefillRows, Steps
 from nanoserve.roofline.counts import StepCounts
 
 KvLedger = Callable[[np.ndarray, np.ndarray, np.ndarray, int], int | None]
-"""(decode KV lengths with padding, chunk KV lengths, chunk lengths, padded chunk tokens) -> positions gathered in a step,
-or None where the implementation does not say."""
+"""(decode KV lengths with padding, chunk KV lengths, chunk lengths, padded chunk tokens) -> positions gathered in a
+step, or None where the implementation does not say."""
 
 _EMA_WEIGHT = 0.2  # of the newest decode step in the estimate of the next
 
@@ -65,7 +65,14 @@ class RequestSampling:
 
     @classmethod
     def uniform(
-        cls, requests: int, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 0
+        cls,
+        requests: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
     ) -> "RequestSampling":
         """The same parameters for all, with a seed of its own for each request: `seed + index`."""
         return cls(
@@ -79,13 +86,14 @@ class RequestSampling:
     def rows(self, indices: np.ndarray) -> SamplingParams:
         """One entry per index; a negative index is a padding row and samples greedily."""
         pick = np.maximum(indices, 0)
-        return SamplingParams(
-            temperature_B=np.where(indices < 0, np.float32(0), self.temperature[pick]),
-            top_k_B=self.top_k[pick],
-            top_p_B=self.top_p[pick],
-            min_p_B=self.min_p[pick],
-            seed_B=self.seed[pick],
-        )
+        columns: dict[str, Any] = {  # NumPy on purpose: jit takes it as it is
+            "temperature_B": np.where(indices < 0, np.float32(0), self.temperature[pick]),
+            "top_k_B": self.top_k[pick],
+            "top_p_B": self.top_p[pick],
+            "min_p_B": self.min_p[pick],
+            "seed_B": self.seed[pick],
+        }
+        return SamplingParams(**columns)
 
 
 class JaxExecutor:
@@ -139,7 +147,7 @@ class JaxExecutor:
         return _Running(self, plan, decode, chunks, outputs, executed, gathered, begin, dispatched)
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
-        """An estimate from the last decode steps; a horizon that turns out too long delays an arrival by less than it."""
+        """An estimate from the last decode steps; a horizon that is too long delays an arrival by less than itself."""
         if not self._decode_step_s:
             return 1
         return max(1, min(self.ladders.loop_steps, round(span_ticks / TICKS_PER_S / self._decode_step_s)))
@@ -162,8 +170,8 @@ class JaxExecutor:
             self._keep(self.steps.prefill(self.params, self.state, self._put(prefill), self.key))
             yield f"prefill[{tokens}]"
             for rows in self.ladders.decode_rows:
-                both = self._put((self._decode_rows((), rows), prefill))
-                self._keep(self.steps.mixed(self.params, self.state, *both, self.key))
+                decode, chunks = self._put((self._decode_rows((), rows), prefill))
+                self._keep(self.steps.mixed(self.params, self.state, decode, chunks, self.key))
                 yield f"mixed[{rows}, {tokens}]"
 
     # ---- from rows to arrays ----
@@ -180,12 +188,15 @@ class JaxExecutor:
         if plan.kind is Kind.PREFILL:
             return self._keep(self.steps.prefill(self.params, self.state, self._put(prefill), self.key)), tokens
         padded = self._decode_rows(decode, bucket(self.ladders.decode_rows, len(decode)))
-        both = self._put((padded, prefill))
-        return self._keep(self.steps.mixed(self.params, self.state, *both, self.key)), tokens + len(padded.slots_B)
+        executed = tokens + len(padded.slots_B)
+        padded, prefill = self._put((padded, prefill))
+        return self._keep(self.steps.mixed(self.params, self.state, padded, prefill, self.key)), executed
 
     def _loop(self, decode: DecodeRows, steps: int):
-        placed = self._put((decode, np.int32(steps)))
-        return self.steps.decode_loop(self.params, self.state, *placed, self.key, max_steps=self.ladders.loop_steps)
+        decode, count = self._put((decode, np.int32(steps)))
+        return self.steps.decode_loop(
+            self.params, self.state, decode, count, self.key, max_steps=self.ladders.loop_steps
+        )
 
     def _keep(self, stepped: tuple) -> tuple:
         self.state, *outputs = stepped
@@ -197,7 +208,13 @@ class JaxExecutor:
         indices = np.full(padded, -1, np.int64)
         for place, row in enumerate(rows):
             slots[place], positions[place], indices[place] = row.slot, row.start, row.index
-        return DecodeRows(slots, positions, self._tables[slots], indices >= 0, self.sampling.rows(indices))
+        arrays: dict[str, Any] = {
+            "slots_B": slots,
+            "positions_B": positions,
+            "page_table_BN": self._tables[slots],
+            "active_B": indices >= 0,
+        }
+        return DecodeRows(**arrays, sampling=self.sampling.rows(indices))
 
     def _prefill_rows(self, rows: Sequence[Row], padded_tokens: int) -> PrefillRows:
         padded = min(self.ladders.prefill_rows, padded_tokens)
@@ -214,9 +231,16 @@ class JaxExecutor:
             kv_lens[place] = row.start + row.new_tokens
             slots[place], samples[place], indices[place] = row.slot, row.samples, row.index
         bounds[len(rows) + 1 :] = end
-        return PrefillRows(
-            tokens, positions, bounds, kv_lens, self._tables[slots], slots, samples, self.sampling.rows(indices)
-        )
+        arrays: dict[str, Any] = {
+            "tokens_T": tokens,
+            "positions_T": positions,
+            "cu_q_lens": bounds,
+            "kv_lens_R": kv_lens,
+            "page_table_RN": self._tables[slots],
+            "slots_R": slots,
+            "samples_R": samples,
+        }
+        return PrefillRows(**arrays, sampling=self.sampling.rows(indices))
 
     def _sync_table(self, row: Row) -> None:
         """Copies page ids that this row gained since its slot was last used; all of them for a new owner."""

@@ -44,8 +44,8 @@ def forward(
 ) -> tuple[Float[Array, "T D"], Pool]:
     """Runs tokens through every layer, writing their KV on the way.
 
-    The pool is one run of pages to the layers: page i of layer l is page `l P + i`. A layer is then only a first page, so
-    no compiler has a reason to copy a layer's pages out of the pool.
+    The pool is one run of pages to the layers: page i of layer l is page `l P + i`. A layer is then only a first page,
+    so no compiler has a reason to copy a layer's pages out of the pool.
 
     Args:
       spec, params: the model.

@@ -305,7 +305,10 @@ def _joined(first: _Batch, second: _Batch) -> _Batch:
     split = first.tokens_T.shape[0]
 
     def attend(q_THh, pages, first_page):
-        decoded, prefilled = first.attend(q_THh[:split], pages, first_page), second.attend(q_THh[split:], pages, first_page)
+        decoded, prefilled = (
+            first.attend(q_THh[:split], pages, first_page),
+            second.attend(q_THh[split:], pages, first_page),
+        )
         return jnp.concatenate([decoded, prefilled])
 
     def both(a, b):

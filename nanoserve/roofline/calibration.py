@@ -182,7 +182,7 @@ def _speed_of_light(chip: ChipSpec) -> Calibration:
                 "collectives": "link bandwidth; over NVLink, with reduction in the switch",
             },
         ),
-        validation="a lower limit, not a prediction: measured H100 time per token is 28-70% above it (ROOFLINE.md)",
+        validation="a lower limit, not a prediction: measured serving has been seen 28-70% above it on an H100",
     )
 
 
@@ -200,7 +200,7 @@ _TIME_FIELDS = (
 
 _H100_BF16_FLOPS_PER_S = 989.4e12
 _H100_LINK_BYTES_PER_S = 450e9
-_PROFILE = "ROOFLINE.md, fitted to aiconfigurator's H100 profile (vLLM 0.24)"
+_PROFILE = "fitted to the measured single operations of aiconfigurator's H100 SXM tables (vLLM 0.24)"
 _HOST_GAP_S = 0.5e-3
 
 _VLLM_MATMUL = {
@@ -246,9 +246,9 @@ def _vllm_h100(chip: ChipSpec, precision: Precision) -> Calibration:
             | {
                 "matmul": _PROFILE + "; fp8 compute is weak (0.5-0.65 fit), int8 borrows it" + suffix,
                 "prefill_attention": "as decode attention; agrees with the profile's short prompts" + suffix,
-                "prefill_curve": "1k and above: ROOFLINE.md; below: median of the profile's rows, head size 128"
+                "prefill_curve": "1k and above: 64 heads, same tables; below: median of the tables' rows, head size 128"
                 + suffix,
-                "host_gap_s": "ROOFLINE.md, a 2025 vLLM" + suffix,
+                "host_gap_s": "assumed: a vLLM of 2025" + suffix,
             },
         ),
         validation=_H100_VALIDATION if measured else f"not validated on {chip.name}",
@@ -256,7 +256,7 @@ def _vllm_h100(chip: ChipSpec, precision: Precision) -> Calibration:
 
 
 _H100_VALIDATION = (
-    "constants of this kind predict H100 time per output token within 7% (ROOFLINE.md); this run's model, lengths and "
+    "single operations are fitted; whole steps are not validated by a command here yet; this run's model, lengths and "
     "stack may differ"
 )
 
@@ -294,7 +294,7 @@ def _reserve(chip: ChipSpec) -> dict:
 
 def _sources(chip: ChipSpec, sources: dict[str, str]) -> dict[str, str]:
     reserve = {
-        "gpu": "ROOFLINE.md: CUDA context, compiled graphs and workspaces; collectives' buffers",
+        "gpu": "assumed: CUDA context, compiled graphs and workspaces; collectives' buffers",
         "tpu": "XLA for a TPU v5e of 16 GiB plans with 15.75",
         "cpu": "none: the operating system's share is in hbm_utilization",
     }

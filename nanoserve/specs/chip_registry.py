@@ -1,7 +1,7 @@
 """The chips nanoserve ships by name, every figure with the place it was read.
 
 Invariants: peaks are dense (vendors' headlines are often sparse, see `sources["peak_flops_per_s"]`); a rate in GB is
-1e9 bytes; a memory size in GB is 2**30 bytes, because that is what the parts hold: a program on an H100 "80 GB" is shown
+1e9 bytes; a memory size in GB is 2**30 bytes, because that is what the parts hold: a program on an H100 "80 GB" sees
 79.6 GiB, XLA's compiler for the TPU v5e "16 GB" allows 15.75 GiB, and JAX's own table gives 17.2e9 bytes for it. Link
 bandwidth is one direction. `cpu_2core` is measured by `experiments/bench/host.py`.
 """
@@ -252,7 +252,7 @@ _TPUS = (
         usd_per_hour=1.20,
         source="docs.cloud.google.com/tpu/docs/v5e",
         sources={
-            "link_bytes_per_s": "docs.cloud.google.com/tpu/docs/v5e: 400 GB/s both ways; 45 GB/s per link is achievable",
+            "link_bytes_per_s": "docs.cloud.google.com/tpu/docs/v5e: 400 GB/s both ways; 45 GB/s per link is reached",
             "usd_per_hour": "jax-ml/scaling-book@0819a7d applied-inference.md (Google Cloud, February 2025)",
         },
     ),
@@ -354,8 +354,8 @@ def chip_names() -> tuple[str, ...]:
 def detect(device_kind: str, platform: str) -> ChipSpec | None:
     """Returns the shipped chip that a JAX device is, or None when it is none of them.
 
-    The whole kind must agree: an H100 NVL, a laptop RTX 4090 or a MIG slice contains a shipped chip's name and has other
-    figures. Every CPU calls itself "cpu", so any host is taken for `cpu_2core`; measure your own with
+    The whole kind must agree: an H100 NVL, a laptop RTX 4090 or a MIG slice has a shipped chip's name in its own and other
+    figures. Every CPU calls itself "cpu", so any host is taken for `cpu_2core`: measure yours with
     `experiments/bench/host.py` before you trust a fraction of its roofline.
 
     Args:

@@ -9,6 +9,7 @@ Next: `gin_files` (text to bindings), `literals` (values and types), `nanoserve.
 """
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def resolve(name_or_path: str, folder: Path | str = "configs") -> Path:
       ConfigError: there is no such file; the message has the nearest name.
     """
     for path in (Path(folder) / f"{name_or_path}.gin", Path(name_or_path)):
-        if path.is_file():
+        if os.path.isfile(path):  # `Path.is_file` raises for a name that is too long
             return path
     names = [path.stem for path in Path(folder).glob("*.gin")]
     wanted = Path(name_or_path).name.removesuffix(".gin")

@@ -1,10 +1,10 @@
 """Reads a Hugging Face `config.json` into a `ModelSpec`.
 
 Invariants: the file is data from outside, so every value is checked before it is used and anything wrong is a
-`WeightsError` that names the file and the key; an absent key means what `transformers` takes it to mean; what would change
-the computation and is not supported (other rotary scalings, partial rotary, extra biases, windows on some layers only) is
-refused rather than ignored. Rotary settings are read in both forms: `rope_theta` with `rope_scaling` (transformers 4) and
-`rope_parameters` (transformers 5).
+`WeightsError` that names the file and the key; an absent key means what `transformers` takes it to mean; what would
+change the computation and is not supported (other rotary scalings, partial rotary, extra biases, windows on some
+layers only) is refused rather than ignored. Rotary settings are read in both forms: `rope_theta` with `rope_scaling`
+(transformers 4) and `rope_parameters` (transformers 5).
 """
 
 import dataclasses
@@ -255,7 +255,7 @@ def _family(fields: Fields) -> _Family:
 
 
 def _kv_heads(fields: Fields, heads: int, family: _Family) -> int:
-    """Null means one per query head; so does absent in Llama and Phi-3, while elsewhere it would mean a size's default."""
+    """Null means one per query head; so does absent in Llama and Phi-3; elsewhere absent means a size's default."""
     if family.kv_heads_required and "num_key_value_heads" not in fields.values:
         fields.missing("num_key_value_heads")
     kv_heads = fields.integer("num_key_value_heads", default=heads)

@@ -1,7 +1,7 @@
 """The models nanoserve ships by name, each as its published `config.json` states it.
 
-Invariants: every entry names its source; derived values (parameters, bytes) live in `sizes`; a name is lower case, as in
-`llama-3.1-8b`. A model that is not here is read from its own `config.json` by `huggingface.read_config`.
+Invariants: every entry names its source; derived values (parameters, bytes) live in `sizes`; a name is lower case, as
+in `llama-3.1-8b`. A model that is not here is read from its own `config.json` by `huggingface.read_config`.
 """
 
 from collections.abc import Mapping
@@ -314,7 +314,7 @@ def model(name: str) -> ModelSpec:
     if name not in _BY_NAME:
         raise ConfigError(
             f"model {name!r} is not in the registry (nanoserve/specs/model_registry.py).{nearest(name, _BY_NAME)} "
-            "A model of your own is read from its Hugging Face folder: give the path of its config.json instead."
+            "A model of your own is read from its Hugging Face folder: give the folder's path, with a '/' in it."
         )
     return _BY_NAME[name]
 

@@ -1,7 +1,8 @@
 """Model shapes as facts, and what follows from them: parameters and KV bytes per token.
 
 `ModelSpec` holds only what a published `config.json` states. Everything derived is a function here or, where it depends
-on a step or a chip, in `nanoserve.roofline`. Read `model_registry` for the shipped models and `huggingface` for `config.json`.
+on a step or a chip, in `nanoserve.roofline`. Read `model_registry` for the shipped models and `huggingface` for
+`config.json`.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """What a model's shape amounts to: parameters, weight bytes, KV bytes per token.
 
-Invariants: pure functions of a `ModelSpec` (and dtypes by name); counts are exact integers; nothing depends on a chip, a
-batch, or how the model is split over chips. `nanoserve.roofline` builds on these for time and memory.
+Invariants: pure functions of a `ModelSpec` (and dtypes by name); counts are exact integers; nothing depends on a chip,
+a batch, or how the model is split over chips. `nanoserve.roofline` builds on these for time and memory.
 """
 
 import dataclasses

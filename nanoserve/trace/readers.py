@@ -1,8 +1,8 @@
 """Trace files in: `read_trace` finds the format by looking inside, never by the name.
 
-Formats: Azure and BurstGPT CSV (`readers_csv`), Mooncake, agent, ShareGPT and prompt JSONL (`readers_jsonl`), vLLM benchmark
-results (`readers_vllm`), and nanoserve's own Parquet (`parquet`). Text may be packed with gzip or xz. The whole file is
-checked, whatever part of it is asked for; what is wrong is a `TraceError` that names file and line.
+Formats: Azure and BurstGPT CSV (`readers_csv`), Mooncake, agent, ShareGPT and prompt JSONL (`readers_jsonl`), vLLM
+benchmark results (`readers_vllm`), and nanoserve's own Parquet (`parquet`). Text may be packed with gzip or xz. The
+whole file is checked, whatever part of it is asked for; what is wrong is a `TraceError` that names file and line.
 """
 
 import json

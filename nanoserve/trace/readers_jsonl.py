@@ -138,8 +138,8 @@ def _prompts(path: str, name: str, rows: list[_Record], encode: Encode | None) -
     """Our own format: `prompt`, `output_tokens` and, where requests do not all come at once, `arrival_s`."""
     if encode is None:
         raise TraceError(
-            f"{path}: has prompts as text, and there is no tokenizer to count their tokens. Name the model's weights in "
-            "Experiment.weights (a folder with tokenizer.json, a GGUF file, or package:NAME)"
+            f"{path}: has prompts as text, and there is no tokenizer to count their tokens. Name the model's weights "
+            "in Experiment.weights (a folder with tokenizer.json, a GGUF file, or package:NAME)"
         )
     timed = _in_all(rows, "arrival_s")
     texts = tuple(row.text("prompt") for row in rows)

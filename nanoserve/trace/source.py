@@ -135,7 +135,9 @@ def open_trace(source: TraceSource, encode: Callable[[str], list[int]] | None = 
     if source.path and source.lengths_path:
         trace = _from_servegen(source.path, source.lengths_path, source)
     else:
-        trace = read_trace(source.path, time_unit=source.time_unit, encode=encode) if source.path else _generated(source)
+        trace = (
+            read_trace(source.path, time_unit=source.time_unit, encode=encode) if source.path else _generated(source)
+        )
         if source.start_s or source.end_s is not None:
             trace = window(trace, source.start_s, math.inf if source.end_s is None else source.end_s)
     if source.limit is not None:

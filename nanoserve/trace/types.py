@@ -84,7 +84,8 @@ def _check_lengths(trace: Trace) -> None:
         value = getattr(trace, field.name)
         if isinstance(value, np.ndarray | Ragged | tuple) and len(value) != len(trace):
             raise TraceError(
-                f"trace '{trace.name}' ({trace.source}): column {field.name} has {len(value)} rows, arrival_s has {len(trace)}"
+                f"trace '{trace.name}' ({trace.source}): column {field.name} has {len(value)} rows, arrival_s has "
+                f"{len(trace)}"
             )
 
 
@@ -92,5 +93,6 @@ def _check_column(trace: Trace, column: str, bad: np.ndarray, wanted: str) -> No
     if bad.any():
         row = int(np.argmax(bad))
         raise TraceError(
-            f"trace '{trace.name}' ({trace.source}): {column} of request {row} is {getattr(trace, column)[row]}; wanted {wanted}"
+            f"trace '{trace.name}' ({trace.source}): {column} of request {row} is {getattr(trace, column)[row]}; "
+            f"wanted {wanted}"
         )

@@ -35,7 +35,12 @@ class LinearExecutor:
     def submit(self, plan: Plan) -> Done:
         rows = plan.rows()
         self.plans.append(
-            (plan.step, plan.kind, plan.horizon, tuple((r.index, r.slot, r.start, r.new_tokens, r.samples, tuple(r.pages), r.generated) for r in rows))
+            (
+                plan.step,
+                plan.kind,
+                plan.horizon,
+                tuple((r.index, r.slot, r.start, r.new_tokens, r.samples, tuple(r.pages), r.generated) for r in rows),
+            )
         )
         counts = plan.counts
         first = self._first(counts)
@@ -61,7 +66,11 @@ class LinearExecutor:
 
     def _first(self, counts: StepCounts) -> int:
         if counts.steps == 1:
-            return FIXED_TICKS + TICKS_PER_TOKEN * counts.new_tokens + TICKS_PER_KV_TOKEN * (counts.decode_kv_tokens + counts.prefill_pairs)
+            return (
+                FIXED_TICKS
+                + TICKS_PER_TOKEN * counts.new_tokens
+                + TICKS_PER_KV_TOKEN * (counts.decode_kv_tokens + counts.prefill_pairs)
+            )
         k, rows = counts.steps, counts.decode_seqs
         kv = (counts.decode_kv_tokens - rows * k * (k - 1) // 2) // k
         return FIXED_TICKS + TICKS_PER_TOKEN * rows + TICKS_PER_KV_TOKEN * kv
@@ -120,7 +129,12 @@ def make_engine(
     )
 
     def request_of(row: int, arrival_ticks: int) -> Request:
-        return Request(index=row, arrival_ticks=arrival_ticks, prompt_tokens=jobs[row].prompt_tokens, output_tokens=jobs[row].output_tokens)
+        return Request(
+            index=row,
+            arrival_ticks=arrival_ticks,
+            prompt_tokens=jobs[row].prompt_tokens,
+            output_tokens=jobs[row].output_tokens,
+        )
 
     return Engine(
         scheduler=scheduler,

@@ -26,7 +26,9 @@ def _sequence(index: int, kv: int, output: int, pool: PagePool) -> Sequence:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["join", "advance", "leave"]), st.integers(1, 30), st.integers(2, 20)), max_size=40),
+    st.lists(
+        st.tuples(st.sampled_from(["join", "advance", "leave"]), st.integers(1, 30), st.integers(2, 20)), max_size=40
+    ),
     st.sampled_from([None, 3, 9]),
 )
 def test_shared_counters_equal_counting_each_member(operations, window):

@@ -12,7 +12,15 @@ from tests.engine.factories import Job, LinearExecutor, make_engine
 jobs_strategy = st.lists(
     st.builds(Job, st.integers(0, 400_000_000), st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=25
 )
-SUMMED = ("steps", "decode_kv_tokens", "decode_window_tokens", "prefill_tokens", "prefill_pairs", "sampled", "preemptions")
+SUMMED = (
+    "steps",
+    "decode_kv_tokens",
+    "decode_window_tokens",
+    "prefill_tokens",
+    "prefill_pairs",
+    "sampled",
+    "preemptions",
+)
 
 
 def _run(jobs, **options):
@@ -125,5 +133,5 @@ def test_limits_that_make_no_sense_are_named(field, value):
 
 
 def test_a_budget_below_the_slots_is_refused():
-    with pytest.raises(ConfigError, match="below Engine.max_seqs"):
+    with pytest.raises(ConfigError, match=r"below Engine\.max_seqs"):
         EngineConfig(max_seqs=8, max_step_tokens=4)

@@ -1,4 +1,4 @@
-"""A state machine over pages and scheduler: admit, step, finish, abort, preempt, in any order, on pools that are too small."""
+"""A state machine over pages and scheduler: admit, step, finish, abort, preempt, in any order, on small pools."""
 
 import os
 
@@ -38,7 +38,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.config = config
         self.log = RunLog(MAX_REQUESTS)
-        self.scheduler = Scheduler(config, num_pages=num_pages, max_context_tokens=120, log=self.log, window_tokens=window)
+        self.scheduler = Scheduler(
+            config, num_pages=num_pages, max_context_tokens=120, log=self.log, window_tokens=window
+        )
         self.executor = LinearExecutor()
         self.now, self.added, self.refused, self.produced = 0, 0, set(), {}
 
@@ -150,8 +152,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert counts.prefill_pairs == sum(r.start + j + 1 for r in chunks for j in range(r.new_tokens))
         window = self.scheduler.window_tokens
         if window is not None:
-            assert counts.decode_window_tokens == sum(min(r.start + 1 + j, window) for r in decode for j in range(plan.horizon))
-            assert counts.prefill_window_pairs == sum(min(r.start + j + 1, window) for r in chunks for j in range(r.new_tokens))
+            assert counts.decode_window_tokens == sum(
+                min(r.start + 1 + j, window) for r in decode for j in range(plan.horizon)
+            )
+            assert counts.prefill_window_pairs == sum(
+                min(r.start + j + 1, window) for r in chunks for j in range(r.new_tokens)
+            )
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=50, deadline=None)

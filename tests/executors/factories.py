@@ -61,7 +61,9 @@ def tiny_model() -> LoadedModel:
 def coarse_ladders(trace: Trace, config: EngineConfig) -> Ladders:
     """One rung each: few programs, much padding."""
     ladders = ladders_for(trace, config)
-    return dataclasses.replace(ladders, decode_rows=ladders.decode_rows[-1:], prefill_tokens=ladders.prefill_tokens[-1:])
+    return dataclasses.replace(
+        ladders, decode_rows=ladders.decode_rows[-1:], prefill_tokens=ladders.prefill_tokens[-1:]
+    )
 
 
 def jax_executor(
@@ -103,8 +105,8 @@ def virtual_engine(
     return build_engine(config, spec, trace, num_pages, both, VirtualClock(), OpenLoop(trace, to_ticks))
 
 
-def wall_engine(trace: Trace, config: EngineConfig, num_pages: int, executor: Executor, spec: ModelSpec = TINY) -> Engine:
+def wall_engine(
+    trace: Trace, config: EngineConfig, num_pages: int, executor: Executor, spec: ModelSpec = TINY
+) -> Engine:
     """An engine that takes the time it takes."""
     return build_engine(config, spec, trace, num_pages, executor, WallClock(), OpenLoop(trace, to_ticks))
-
-

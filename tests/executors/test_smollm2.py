@@ -1,4 +1,5 @@
-"""A real model through the real engine: all reference prompts together, every greedy token equal, whatever the schedule.
+"""A real model through the real engine: all reference prompts together, every greedy token equal, whatever the
+schedule.
 
 The reference holds greedy tokens in float32 on which two independent implementations agree (transformers and NumPy).
 """
@@ -45,7 +46,9 @@ SCHEDULES = [
     Schedule(16, 512, 8, False, False),
 ]
 if os.environ.get("NANOSERVE_ALL_SCHEDULES"):
-    SCHEDULES = [Schedule(*values) for values in itertools.product((4, 16, 64), (1, 5, 16, 512), (1, 8), *[(False, True)] * 2)]
+    SCHEDULES = [
+        Schedule(*values) for values in itertools.product((4, 16, 64), (1, 5, 16, 512), (1, 8), *[(False, True)] * 2)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,9 @@ def smollm2() -> LoadedModel:
     return load_model(SPEC, weights, F32)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"p{s.page_tokens}-c{s.chunk}-k{s.horizon}-{s.shuffled:d}{s.tight:d}")
+@pytest.mark.parametrize(
+    "schedule", SCHEDULES, ids=lambda s: f"p{s.page_tokens}-c{s.chunk}-k{s.horizon}-{s.shuffled:d}{s.tight:d}"
+)
 def test_every_greedy_token_equals_the_reference(smollm2, prompts, schedule):
     order = np.random.default_rng(schedule.page_tokens + schedule.chunk).permutation(len(prompts))
     asked = [prompts[i] for i in order] if schedule.shuffled else prompts

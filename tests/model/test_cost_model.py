@@ -1,4 +1,4 @@
-"""The cost model against the real forward pass: the same FLOPs, product by product, and the bytes of the arrays it reads."""
+"""The cost model against the real forward pass: the same FLOPs, and the bytes of the arrays that it reads."""
 
 import dataclasses
 
@@ -21,7 +21,16 @@ from tests.model.factories import KEY, SLOTS, TABLE_PAGES, decode_rows, prefill_
 
 PAGE_TOKENS, PAGES = 4, 40
 ROWS, TOKENS, CHUNKS, LOOP = 3, 16, 2, 5
-FAMILIES = ["tiny-llama", "smollm2-135m", "llama-3.1-8b", "llama-2-70b", "qwen2.5-1.5b", "qwen3-8b", "mistral-7b-v0.1", "phi-3-mini"]
+FAMILIES = [
+    "tiny-llama",
+    "smollm2-135m",
+    "llama-3.1-8b",
+    "llama-2-70b",
+    "qwen2.5-1.5b",
+    "qwen3-8b",
+    "mistral-7b-v0.1",
+    "phi-3-mini",
+]
 GATHERED = chunk_tokens(PAGE_TOKENS, TABLE_PAGES)  # one chunk of KV covers the whole page table
 BF16 = Precision()
 CHIP = ClusterSpec(chip=chip("h100_sxm"), mesh={"tensor": 1})

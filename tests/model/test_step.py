@@ -134,7 +134,7 @@ def test_a_step_writes_only_the_pages_it_was_given():
 
 
 def test_no_layers_pages_are_copied():
-    """The compiled program's own memory is a layer's weights (the CPU copies a scan's operands), not a layer's pages."""
+    """The compiled program's own memory is a layer's weights (a CPU copies a scan's operands), not a layer's pages."""
     wide = dataclasses.replace(TINY, hidden=512, heads=8, head_size=64, ffn=1024)
     params = abstract(wide, jnp.float32)
     state = jax.eval_shape(lambda: init_state(wide, pages=20000, page_tokens=4, slots=SLOTS, dtype=jnp.float32))
@@ -166,6 +166,6 @@ def test_bf16_weights_and_pages_stay_close_to_f32():
     prefill = prefill_rows([(A, 0, 9), (C, 0, 12)], tokens=32, rows=3)
     _, _, exact = STEPS.prefill(PARAMS, empty_state(), prefill, KEY)
     rounded = random_params(dtype=jnp.bfloat16)
-    state, tokens, logprobs = STEPS.prefill(rounded, empty_state(dtype=jnp.bfloat16), prefill, KEY)
+    state, _, logprobs = STEPS.prefill(rounded, empty_state(dtype=jnp.bfloat16), prefill, KEY)
     assert state.kv.dtype == jnp.bfloat16
     np.testing.assert_allclose(logprobs[:2], exact[:2], atol=0.1)

@@ -1,4 +1,4 @@
-"""Every shipped chip against a table of published figures, JAX's own table of TPUs, and this repository's measurement."""
+"""Every shipped chip against a table of published figures, JAX's own table of TPUs, and our own measurement."""
 
 import json
 import pathlib
@@ -160,7 +160,7 @@ def test_a_chip_with_other_figures_is_not_taken_for_a_shipped_one(device_kind: s
 
 
 def test_misspelt_chip_is_answered_with_the_nearest_name():
-    with pytest.raises(ConfigError, match="'H100'.*Did you mean 'h100_sxm'"):
+    with pytest.raises(ConfigError, match=r"'H100'.*Did you mean 'h100_sxm'"):
         chip("H100")
 
 

@@ -1,4 +1,4 @@
-"""Every shipped model against a table of published shapes, which was put together from other sources of the same files."""
+"""Every shipped model against a table of published shapes, put together from other sources of the same files."""
 
 import subprocess
 import sys

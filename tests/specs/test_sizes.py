@@ -102,7 +102,7 @@ def test_router_is_not_quantised():
 
 
 def test_unknown_dtype_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="'bf61'.*'bf16'"):
+    with pytest.raises(ConfigError, match=r"'bf61'.*'bf16'"):
         kv_bytes_per_token(model("tiny-llama"), "bf61")
 
 

@@ -9,8 +9,8 @@ import lzma
 import numpy as np
 import pytest
 
-from nanoserve.trace.readers import read_trace
 from nanoserve.specs.errors import TraceError
+from nanoserve.trace.readers import read_trace
 from tests.trace.factories import AGENT, AZURE, BURST, MOONCAKE, SHAREGPT, same, shared
 
 VLLM = {
@@ -214,8 +214,8 @@ def test_prompts_as_text_are_counted_by_the_tokenizer(tmp_path):
 def test_prompts_as_text_without_a_tokenizer_say_what_to_name(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "abc", "output_tokens": 5}\n')
-    with pytest.raises(TraceError, match="Experiment.weights"):
+    with pytest.raises(TraceError, match=r"Experiment\.weights"):
         read_trace(path)
     path.write_text('{"prompt": "", "output_tokens": 5}\n')
-    with pytest.raises(TraceError, match="prompts.jsonl:1: prompt is .*text that is not empty"):
+    with pytest.raises(TraceError, match=r"prompts\.jsonl:1: prompt is .*text that is not empty"):
         read_trace(path, encode=list)

