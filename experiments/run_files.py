@@ -80,7 +80,8 @@ def print_run(outcome: Outcome, summary: Summary) -> None:
     print_summary(summary)
     state = "complete" if outcome.complete else "partial: the run was stopped"
     print(f"{replay.choice.line}; {state}; {outcome.elapsed_s:.1f} s of work")
-    print(f"priced with {calibration.name} ({calibration.mode}): {calibration.validation}")
+    role = "priced with" if replay.choice.executor == "roofline" else "measured; time by bound is divided with"
+    print(f"{role} {calibration.name} ({calibration.mode}): {calibration.validation}")
 
 
 def _write_all(folder: RunFolder, outcome: Outcome) -> Summary:

@@ -22,7 +22,7 @@ BOUND_LABELS: Mapping[str, str] = {
     "kv": "reading and writing KV",
     "activations": "activations",
     "link": "links between chips",
-    "overhead": "launches and host",
+    "overhead": "launches, host, unexplained",
     "idle": "idle: nothing to do",
 }
 

@@ -354,8 +354,8 @@ def chip_names() -> tuple[str, ...]:
 def detect(device_kind: str, platform: str) -> ChipSpec | None:
     """Returns the shipped chip that a JAX device is, or None when it is none of them.
 
-    The whole kind must agree: an H100 NVL, a laptop RTX 4090 or a MIG slice has a shipped chip's name in its own and other
-    figures. Every CPU calls itself "cpu", so any host is taken for `cpu_2core`: measure yours with
+    The whole kind must agree: an H100 NVL, a laptop RTX 4090 or a MIG slice has a shipped chip's name in its own
+    and other figures. Every CPU calls itself "cpu", so any host is taken for `cpu_2core`: measure yours with
     `experiments/bench/host.py` before you trust a fraction of its roofline.
 
     Args:
