@@ -23,8 +23,39 @@ def tpu_cores() -> int:
         return 1
 
 
-def tpu_interpreter(detect_races: bool = False):
-    """What makes `pallas_call` run a TPU kernel on a CPU, copies and semaphores included."""
+def tpu_interpreter(detect_races: bool = False, cores: int = 1):
+    """What makes `pallas_call` run a TPU kernel on a CPU, copies and semaphores included.
+
+    Args:
+      detect_races: also watch for accesses that nothing orders, for `tpu_races_found` to tell of.
+      cores: cores of the pretended chip; a kernel written for two runs on one as well, one half after the other.
+    """
     from jax.experimental.pallas import tpu as pltpu
 
-    return pltpu.InterpretParams(detect_races=detect_races)
+    return pltpu.InterpretParams(detect_races=detect_races, num_cores_or_threads=cores)
+
+
+def tpu_races_found() -> bool:
+    """Whether the last kernel that ran in an interpreter with `detect_races` had a race; it printed where."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    races = interpret_pallas_call.races
+    return races is not None and races.races_found
+
+
+def gpu_interpreter(detect_races: bool = False):
+    """What makes `plgpu.kernel` run a Mosaic GPU kernel on a CPU, thread blocks in turn and warpgroups together.
+
+    Args:
+      detect_races: also watch for accesses that nothing orders, for `gpu_races_found` to tell of.
+    """
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    return plgpu.InterpretGPUParams(detect_races=detect_races)
+
+
+def gpu_races_found() -> bool:
+    """Whether the last kernel that ran in an interpreter with `detect_races` had a race; it printed where."""
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    return gpu_callbacks.get_races().races_found

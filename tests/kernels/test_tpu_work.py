@@ -2,6 +2,7 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import numpy as np
 
 from kernels.pallas.paged_attention import tpu_work
@@ -16,7 +17,7 @@ def prefill_items(chunks, cores, window):
     q_lens = [new for _, new in chunks]
     kv_lens = np.array([past + new if new else 0 for past, new in chunks], np.int32)
     cu = np.cumsum([0, *q_lens]).astype(np.int32)
-    work = np.asarray(tpu_work.prefill_work(kv_lens, cu, TILES, TILE, cores, window))
+    work = np.asarray(tpu_work.prefill_work(jnp.asarray(kv_lens), jnp.asarray(cu), TILES, TILE, cores, window))
     return [[dict(zip(Field, item, strict=True)) for item in core.T] for core in work], kv_lens, cu
 
 
@@ -56,7 +57,7 @@ def test_tiles_come_in_order_each_core_has_its_share_and_links_lead_to_what_sees
 
 
 def test_decode_gives_each_row_an_item_and_each_core_as_many():
-    work = np.asarray(tpu_work.decode_work(np.array([5, 0, 9], np.int32), cores=2, window=4))
+    work = np.asarray(tpu_work.decode_work(jnp.array([5, 0, 9], jnp.int32), cores=2, window=4))
     assert work[:, Field.TILE].tolist() == [[0, 1], [2, 3]]
     assert work[:, Field.LO].tolist() == [[1, 0], [5, 0]]
     assert work[:, Field.HI].tolist() == [[5, 0], [9, 0]]

@@ -91,11 +91,13 @@ def compile_case(
     call = functools.partial(getattr(tpu, f"{kind}_attention"), scale=head_size**-0.5, **options)
     with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh):
         compiled = jax.jit(call).trace(*args, **({"kv_scales": scales} if scaled else {})).lower().compile()
+    counted, memory, hlo = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    assert counted is not None and memory is not None and hlo is not None
     return {
-        "flops": compiled.cost_analysis()["flops"],
-        "bytes": compiled.cost_analysis()["bytes accessed"],
-        "argument_bytes": compiled.memory_analysis().argument_size_in_bytes,
-        "pool_copies": copies_of(pool, compiled.as_text()),
+        "flops": counted["flops"],
+        "bytes": counted["bytes accessed"],
+        "argument_bytes": memory.argument_size_in_bytes,
+        "pool_copies": copies_of(pool, hlo),
     }
 
 

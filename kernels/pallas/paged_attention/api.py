@@ -9,7 +9,8 @@ position s is at page `page_table[row, s // p]`, offset `s % p`. Every implement
 3. A row of length 0, and a token past the last chunk, gives zeros.
 4. Scores and sums are float32; only the result is rounded to the query's dtype.
 
-Next: `reference` (NumPy, plain loops), `xla` (any chip), `arg_specs` (the shapes that tests and benchmarks share).
+Next: `reference` (NumPy, plain loops), `xla` (any chip), `tpu` and `gpu` (Mosaic), `arg_specs` (the shapes that
+tests and benchmarks share).
 """
 
 from collections.abc import Mapping
@@ -19,10 +20,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from kernels.pallas.paged_attention import xla
+from kernels.pallas.paged_attention import gpu, gpu_interpret, tpu, tpu_interpret, xla
 from nanoserve.specs.errors import ConfigError, nearest
 
-IMPLEMENTATIONS: Mapping[str, ModuleType] = {"xla": xla}
+IMPLEMENTATIONS: Mapping[str, ModuleType] = {
+    "xla": xla,
+    "pallas_tpu": tpu,
+    "pallas_tpu_interpret": tpu_interpret,
+    "pallas_gpu": gpu,
+    "pallas_gpu_interpret": gpu_interpret,
+}
 
 
 def resolve(implementation: str) -> str:

@@ -103,6 +103,22 @@ def make_prefill(shape: Shape, seed: int, padding_tokens: int = 3) -> dict[str, 
     }
 
 
+def quantised(kv_pages: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """8-bit pages and their scales [P, p, K, 2], one for each key and each value.
+
+    What was NaN has a NaN scale, and is itself NaN where `dtype` has one and the largest number where it has none.
+    """
+    import ml_dtypes
+
+    kind = _dtype(dtype)
+    largest = float(np.iinfo(kind).max if kind.kind == "i" else ml_dtypes.finfo(kind).max)
+    scales = (np.max(np.abs(kv_pages.astype(np.float32)), axis=-1) / largest).astype(np.float32)
+    quotients = kv_pages.astype(np.float32) / scales[..., None]
+    if kind.kind == "i":
+        quotients = np.nan_to_num(np.rint(quotients), nan=largest)
+    return quotients.astype(kind), scales
+
+
 def _pool(shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Pages that hold NaN except where a sequence owns a position, and a table with wild entries past each length.
 

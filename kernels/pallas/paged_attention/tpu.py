@@ -3,6 +3,11 @@
 Queries are laid out `[tiles, K, rows, h]`: the Q G queries that share a KV head are the rows of a matrix, padded to
 whole sublanes. The page table and the work list are prefetched into scalar memory (1 MiB), which bounds rows x pages.
 
+The kernel reads the pool as it lies in HBM, in row-major order of `[P, p, K, 2, h]` for 2 and 4-byte elements and of
+`[P, K, 2, p, h]` for 1-byte ones. A program whose pool lies otherwise copies all of it at every call: give the argument
+a `jax.experimental.layout.Format`. Only for 2-byte elements and h a multiple of 128 does XLA choose that by itself. A
+row of h is padded to 128 lanes, so that h = 64 takes the memory of 128.
+
 Costs given to XLA are those of the worst case that the shapes allow, with every page of the table in use: lengths are
 not known when a program is compiled.
 
@@ -10,55 +15,62 @@ Contract: `api`. Next: `tpu_work` (who meets what), `tpu_kernel` (the kernel), `
 """
 
 import functools
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Num
 
-from kernels.pallas.paged_attention import tpu_kernel, tpu_tuning, tpu_work
+from kernels.pallas.paged_attention import tpu_buffers, tpu_kernel, tpu_tuning, tpu_work
+from kernels.pallas.paged_attention.tpu_buffers import LANES
 from kernels.pallas.paged_attention.tpu_tuning import Blocks
 from nanoserve.specs.errors import ConfigError
 
 SCALAR_MEMORY_BYTES = 2**20
 SUBLANES = 8
+QUERY_TYPES = ("bfloat16", "float32")
+QUANTISED_TYPES = ("int8", "float8_e4m3fn", "float8_e5m2")
 
 
 def decode_attention(
     q_BHh: Float[Array, "B H h"],
-    kv_pages: Float[Array, "P p K 2 h"],
+    kv_pages: Num[Array, "P p K 2 h"],
     page_table_BN: Int32[Array, "B N"],
     kv_lens_B: Int32[Array, " B"],
     *,
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    kv_scales: Float[Array, "P p K 2"] | None = None,
     blocks: Blocks | None = None,
-    interpret=False,
+    interpret: Any = False,
 ) -> Float[Array, "B H h"]:
     """See `api.decode_attention`.
 
     Args:
       q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap: see there.
+      kv_scales: float32 factors of the keys and values of 8-bit pages; best laid out as `[P, 2, K, p]`.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `pallas_call` takes; `compat.tpu_interpreter()` to run on a CPU.
 
     Raises:
-      ConfigError: where the page table does not fit in scalar memory.
+      ConfigError: for element types and head sizes that the kernel does not know, and a page table too large for
+        scalar memory.
     """
-    B, groups = q_BHh.shape[0], q_BHh.shape[1] // kv_pages.shape[2]
-    blocks = blocks or tpu_tuning.decode_blocks(kv_pages, page_table_BN.shape[1])
+    B, N, groups = *page_table_BN.shape, q_BHh.shape[1] // kv_pages.shape[2]
+    blocks = blocks or tpu_tuning.decode_blocks(kv_pages, N)
+    static = _static(blocks, kv_pages, N, groups, interpret, scale=scale, window=window, soft_cap=soft_cap)
     work = tpu_work.decode_work(kv_lens_B, blocks.cores, window)
-    static = _static(blocks, kv_pages, page_table_BN, groups, interpret, scale, window, soft_cap)
     q = _tiled(q_BHh, work.shape[0] * work.shape[2], static)
-    return _untiled(_call("paged_decode", work, page_table_BN, q, kv_pages, static, interpret), B, static)
+    out = _call("paged_decode", static, work, page_table_BN, q, kv_pages, kv_scales, most_items=B, interpret=interpret)
+    return _untiled(out, B, static)
 
 
 def prefill_attention(
     q_THh: Float[Array, "T H h"],
-    kv_pages: Float[Array, "P p K 2 h"],
+    kv_pages: Num[Array, "P p K 2 h"],
     page_table_RN: Int32[Array, "R N"],
     kv_lens_R: Int32[Array, " R"],
     cu_q_lens: Int32[Array, " R+1"],
@@ -66,64 +78,77 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    kv_scales: Float[Array, "P p K 2"] | None = None,
     blocks: Blocks | None = None,
-    interpret=False,
+    interpret: Any = False,
 ) -> Float[Array, "T H h"]:
-    """See `api.prefill_attention`, and `decode_attention` here for `blocks`, `interpret` and errors."""
-    T, groups = q_THh.shape[0], q_THh.shape[1] // kv_pages.shape[2]
-    blocks = blocks or tpu_tuning.prefill_blocks(kv_pages, page_table_RN.shape[1], groups, T)
+    """See `api.prefill_attention`, and `decode_attention` here for the other arguments and errors."""
+    R, N, groups = *page_table_RN.shape, q_THh.shape[1] // kv_pages.shape[2]
+    T = q_THh.shape[0]
+    blocks = blocks or tpu_tuning.prefill_blocks(kv_pages, N, groups, T)
+    static = _static(blocks, kv_pages, N, groups, interpret, scale=scale, window=window, soft_cap=soft_cap)
     tiles = -(-T // (blocks.tile_tokens * blocks.cores)) * blocks.cores
     work = tpu_work.prefill_work(kv_lens_R, cu_q_lens, tiles, blocks.tile_tokens, blocks.cores, window)
-    static = _static(blocks, kv_pages, page_table_RN, groups, interpret, scale, window, soft_cap)
     q = _tiled(q_THh, tiles, static)
-    return _untiled(_call("paged_prefill", work, page_table_RN, q, kv_pages, static, interpret), T, static)
+    items = tiles + R - 1  # a tile has one more for each chunk that starts inside it
+    out = _call(
+        "paged_prefill", static, work, page_table_RN, q, kv_pages, kv_scales, most_items=items, interpret=interpret
+    )
+    return _untiled(out, T, static)
 
 
-def cost(static: tpu_kernel.Static, items: int, q, kv_pages) -> pl.CostEstimate:
+def cost(static: tpu_kernel.Static, most_items: int, q, kv_pages, kv_scales) -> pl.CostEstimate:
     """What the call costs if every item sees as much as the page table, or the window, allows.
 
-    Rows that pad a tile, and positions that pad a block, are computed and therefore counted.
+    What pads is computed or copied, and so is counted: rows of a tile, positions of a block, lanes of a short head.
 
     Args:
       static: the kernel's sizes.
-      items: work items of all cores.
+      most_items: how many work items can see something.
       q: queries in tiles, [tiles, K, rows, h].
-      kv_pages: the pool.
+      kv_pages, kv_scales: the pool.
     """
     _, K, rows, h = q.shape
-    pages = static.most(static.page_tokens, static.table_pages)
+    p = static.page_tokens
+    pages = static.most(p, static.table_pages)
     positions = static.block_tokens * static.most(static.block_tokens, -(-static.table_pages // static.block_pages))
-    scores = items * K * rows * positions
-    page_bytes = kv_pages.dtype.itemsize * math.prod(kv_pages.shape[1:])
+    scores = most_items * K * rows * positions
+    page_bytes = p * K * 2 * _whole_lanes(h) * kv_pages.dtype.itemsize
+    if kv_scales is not None:
+        page_bytes += 2 * K * _whole_lanes(p) * kv_scales.dtype.itemsize
     return pl.CostEstimate(
         flops=4 * scores * h,
-        bytes_accessed=2 * q.size * q.dtype.itemsize + items * pages * page_bytes,
+        bytes_accessed=2 * q.size // h * _whole_lanes(h) * q.dtype.itemsize + most_items * pages * page_bytes,
         transcendentals=scores * (1 if static.soft_cap is None else 2),
     )
 
 
-def _call(name, work_CFW, page_table, q, kv_pages, static: tpu_kernel.Static, interpret):
+def _whole_lanes(size: int) -> int:
+    return -(-size // LANES) * LANES
+
+
+def _call(name, static: tpu_kernel.Static, work_CFW, page_table, q, kv_pages, kv_scales, *, most_items, interpret):
     """The kernel over every item of the work list; `q` and the result are [tiles, K, rows, h]."""
+    _check(q, kv_pages, kv_scales, page_table, work_CFW)
     cores, fields, items = work_CFW.shape
-    scalar_bytes = 4 * (page_table.size + work_CFW.size)
-    if scalar_bytes > SCALAR_MEMORY_BYTES:
-        raise ConfigError(
-            f"a page table of {page_table.shape} and {cores * items} work items are {scalar_bytes} bytes, and a TPU's "
-            f"scalar memory holds {SCALAR_MEMORY_BYTES}: use larger pages, fewer rows or a shorter context"
-        )
     _, K, rows, h = q.shape
     tile = pl.BlockSpec((1, K, rows, h), lambda c, w, work, _: (work[c * fields * items + w], 0, 0, 0))
-    running = pltpu.VMEM((K, rows, tpu_kernel.LANES), jnp.float32)
+    running = pltpu.VMEM((K, rows, LANES), jnp.float32)
+    pool = (static.order.pool(kv_pages),)
+    buffers = (pltpu.VMEM((2, *static.order.shape(static.block_tokens, K, h)), kv_pages.dtype),)
+    if kv_scales is not None:
+        pool += (kv_scales.transpose(0, 3, 2, 1),)
+        buffers += (pltpu.VMEM((2, static.block_pages, 2, K, static.page_tokens), kv_scales.dtype),)
     return pl.pallas_call(
         functools.partial(tpu_kernel.kernel, static=static),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(cores, items),
-            in_specs=[tile, pl.BlockSpec(memory_space=pl.ANY)],
+            in_specs=[tile, tuple(pl.BlockSpec(memory_space=pl.ANY) for _ in pool)],
             out_specs=tile,
             scratch_shapes=[
-                pltpu.VMEM((2, static.block_tokens, *kv_pages.shape[2:]), kv_pages.dtype),
+                buffers,
                 pltpu.SemaphoreType.DMA((2,)),
                 pltpu.SMEM((1,), jnp.int32),
                 running,
@@ -131,14 +156,39 @@ def _call(name, work_CFW, page_table, q, kv_pages, static: tpu_kernel.Static, in
                 pltpu.VMEM((K, rows, h), jnp.float32),
             ],
         ),
+        # Page numbers are clipped below, once a step; checking each copy would cost more bundles than starting it.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), disable_bounds_checks=True),
-        cost_estimate=cost(static, cores * items, q, kv_pages),
+        cost_estimate=cost(static, most_items, q, kv_pages, kv_scales),
         interpret=interpret,
         name=name,
-    )(work_CFW.reshape(-1), page_table.reshape(-1), q, kv_pages)
+    )(work_CFW.reshape(-1), jnp.clip(page_table, 0, kv_pages.shape[0] - 1).reshape(-1), q, pool)
 
 
-def _static(blocks: Blocks, kv_pages, page_table, groups: int, interpret, scale, window, soft_cap) -> tpu_kernel.Static:
+def _check(q, kv_pages, kv_scales, page_table, work) -> None:
+    """What the kernel was not made for is refused here, by name, rather than deep in the compiler."""
+    if q.dtype.name not in QUERY_TYPES:
+        raise ConfigError(f"the TPU kernel takes queries of {' or '.join(QUERY_TYPES)}, not {q.dtype}: use 'xla'")
+    if kv_pages.dtype.name not in (*QUERY_TYPES, *QUANTISED_TYPES):
+        valid = ", ".join((*QUERY_TYPES, *QUANTISED_TYPES))
+        raise ConfigError(f"the TPU kernel takes pages of {valid}, not {kv_pages.dtype}: use 'xla'")
+    if q.shape[3] > LANES and q.shape[3] % LANES:
+        raise ConfigError(
+            f"the TPU kernel takes heads of up to {LANES} or a multiple of it, not {q.shape[3]}: use 'xla'"
+        )
+    if kv_scales is not None and (kv_scales.shape != kv_pages.shape[:4] or kv_pages.dtype.name not in QUANTISED_TYPES):
+        raise ConfigError(
+            f"scales {kv_scales.shape} go with 8-bit pages, one for each key and value: got {kv_pages.dtype} pages "
+            f"{kv_pages.shape}"
+        )
+    scalar_bytes = 4 * (page_table.size + work.size)
+    if scalar_bytes > SCALAR_MEMORY_BYTES:
+        raise ConfigError(
+            f"a page table of {page_table.shape} and its work list are {scalar_bytes} bytes, and a TPU's scalar memory "
+            f"holds {SCALAR_MEMORY_BYTES}: use larger pages, fewer rows or a shorter context"
+        )
+
+
+def _static(blocks: Blocks, kv_pages, table_pages: int, groups: int, interpret, **options) -> tpu_kernel.Static:
     """What the kernel is compiled for."""
     return tpu_kernel.Static(
         tile_tokens=blocks.tile_tokens,
@@ -146,12 +196,19 @@ def _static(blocks: Blocks, kv_pages, page_table, groups: int, interpret, scale,
         groups=groups,
         page_tokens=kv_pages.shape[1],
         block_pages=blocks.block_pages,
-        table_pages=page_table.shape[1],
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        packed=kv_pages.dtype == jnp.bfloat16 and not isinstance(interpret, pltpu.InterpretParams),
+        table_pages=table_pages,
+        order=_order(kv_pages.dtype, interpret),
+        **options,
     )
+
+
+def _order(dtype, interpret) -> tpu_buffers.Plain:
+    """How the kernel reads pages: the cheapest way that the chip, or the interpreter, has for the element."""
+    if dtype.itemsize == 1:
+        return tpu_buffers.HeadMajor()
+    if dtype.itemsize == 2 and not isinstance(interpret, pltpu.InterpretParams):
+        return tpu_buffers.Words()
+    return tpu_buffers.Plain()
 
 
 def _tiled(q_THh, tiles: int, static: tpu_kernel.Static):

@@ -1,0 +1,135 @@
+"""Paged attention on Hopper GPUs, in Mosaic GPU: what the kernels serve, and what XLA does before and after them.
+
+Each entry point is jitted, so that a model's layers share one lowering, and Mosaic compiles one kernel for all of them
+(3 layers: 1.9 s instead of 5.0).
+
+`plgpu.kernel` takes no cost estimate, and XLA's cost analysis has none for GPUs: what a call costs is the cost model's
+to say (`nanoserve.roofline`).
+
+Contract: `api`. Next: `gpu_decode` and `gpu_prefill` (the kernels), `gpu_pipeline` (what they share), `gpu_work` (who
+meets what), `gpu_tuning` (block sizes).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from kernels.pallas.paged_attention import gpu_decode, gpu_prefill, gpu_tuning, gpu_work
+from kernels.pallas.paged_attention.gpu_pipeline import HIDDEN, ROWS, Static
+from kernels.pallas.paged_attention.gpu_tuning import Blocks
+from nanoserve.specs.errors import ConfigError
+
+DTYPES = ("bfloat16", "float16")
+DECODE_HEAD_SIZES = (64, 96, 128, 256)
+PREFILL_HEAD_SIZES = tuple(gpu_prefill.STAGED_COLUMNS)
+TILE_ROWS = 8  # what the TMA moves at least, of queries and of a page
+
+STATIC = ("scale", "window", "soft_cap", "blocks", "interpret")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def decode_attention(
+    q_BHh: Float[Array, "B H h"],
+    kv_pages: Float[Array, "P p K 2 h"],
+    page_table_BN: Int32[Array, "B N"],
+    kv_lens_B: Int32[Array, " B"],
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    blocks: Blocks | None = None,
+    interpret=None,
+) -> Float[Array, "B H h"]:
+    """See `api.decode_attention`.
+
+    The G queries of a KV head are padded to a multiple of 8 in memory and to 64 in the matrix units.
+
+    Args:
+      q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap: see there.
+      blocks: sizes to use instead of the tuned ones.
+      interpret: what `plgpu.kernel` takes; `compat.gpu_interpreter()` to run on a CPU.
+
+    Raises:
+      ConfigError: for dtypes, head sizes, groups or pages that the kernel does not serve.
+    """
+    B, H, h = q_BHh.shape
+    _check_served("decode", q_BHh, kv_pages, DECODE_HEAD_SIZES)
+    blocks = blocks or gpu_tuning.decode_blocks(kv_pages, B, page_table_BN.shape[1])
+    static = _static(blocks, kv_pages, interpret, scale, window, soft_cap)
+    q_BKGh = q_BHh.reshape(B, kv_pages.shape[2], -1, h)
+    G = q_BKGh.shape[2]
+    q_BKGh = jnp.pad(q_BKGh, ((0, 0), (0, 0), (0, -G % TILE_ROWS), (0, 0)))
+    cuts_BS = gpu_work.decode_cuts(kv_lens_B, splits=blocks.splits, block_tokens=blocks.block_tokens, window=window)
+    work = gpu_work.decode_work_list(cuts_BS)
+    out_BSKGh, lse_BSKG = gpu_decode.call(
+        q_BKGh, kv_pages, page_table_BN, work, blocks.splits, blocks.thread_blocks, static, interpret
+    )
+    out_BKGh = _combine(out_BSKGh, lse_BSKG, jnp.diff(cuts_BS, axis=1) > 0)
+    return out_BKGh[:, :, :G].reshape(B, H, h).astype(q_BHh.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def prefill_attention(
+    q_THh: Float[Array, "T H h"],
+    kv_pages: Float[Array, "P p K 2 h"],
+    page_table_RN: Int32[Array, "R N"],
+    kv_lens_R: Int32[Array, " R"],
+    cu_q_lens: Int32[Array, " R+1"],
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    blocks: Blocks | None = None,
+    interpret=None,
+) -> Float[Array, "T H h"]:
+    """See `api.prefill_attention`, and `decode_attention` here for `blocks`, `interpret` and errors."""
+    _check_served("prefill", q_THh, kv_pages, PREFILL_HEAD_SIZES)
+    blocks = blocks or gpu_tuning.prefill_blocks(kv_pages)
+    static = _static(blocks, kv_pages, interpret, scale, window, soft_cap)
+    work = gpu_work.prefill_work_list(kv_lens_R, cu_q_lens, tokens=q_THh.shape[0], tile_tokens=gpu_prefill.TILE_TOKENS)
+    return gpu_prefill.call(q_THh, kv_pages, page_table_RN, work, blocks.thread_blocks, static, interpret)
+
+
+def _combine(
+    out_BSKGh: Float[Array, "B S K G h"], lse_BSKG: Float[Array, "B S K G"], used_BS: jax.Array
+) -> Float[Array, "B K G h"]:
+    """Joins the splits of every row; zeros for a row without any. Splits that are not used may hold anything."""
+    used_BSKG = used_BS[:, :, None, None]
+    lse_BSKG = jnp.where(used_BSKG, lse_BSKG, HIDDEN)
+    weights_BSKG = jnp.where(used_BSKG, jnp.exp2(lse_BSKG - lse_BSKG.max(axis=1, keepdims=True)), 0.0)
+    total_BKG = jnp.maximum(weights_BSKG.sum(axis=1), 1.0)  # the largest weight is 1, unless there is none
+    out_BSKGh = jnp.where(used_BSKG[..., None], out_BSKGh, 0.0)
+    return jnp.sum(out_BSKGh * weights_BSKG[..., None], axis=1) / total_BKG[..., None]
+
+
+def _static(blocks: Blocks, kv_pages, interpret, scale, window, soft_cap) -> Static:
+    """What a kernel is compiled for."""
+    return Static(
+        page_tokens=kv_pages.shape[1],
+        head_size=kv_pages.shape[4],
+        dtype=kv_pages.dtype,
+        block_tokens=blocks.block_tokens,
+        stages=blocks.stages,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        interpreted=bool(interpret),
+    )
+
+
+def _check_served(kind: str, q, kv_pages, head_sizes: tuple[int, ...]) -> None:
+    """Refuses what Mosaic GPU or these kernels cannot do, with the reason."""
+    _, page_tokens, K, _, h = kv_pages.shape
+    if str(kv_pages.dtype) not in DTYPES or q.dtype != kv_pages.dtype:
+        raise ConfigError(
+            f"the GPU kernel for {kind} takes queries and pages of one dtype, {' or '.join(DTYPES)}, not {q.dtype} and "
+            f"{kv_pages.dtype}: choose the implementation 'xla', or store KV in the dtype of the activations"
+        )
+    if h not in head_sizes:
+        raise ConfigError(f"the GPU kernel for {kind} has head sizes {head_sizes}, not {h}: choose 'xla'")
+    if q.shape[1] // K > ROWS:
+        raise ConfigError(f"the GPU kernel for {kind} shares a KV head among {ROWS} queries, not {q.shape[1] // K}")
+    if page_tokens < TILE_ROWS or page_tokens & (page_tokens - 1):
+        raise ConfigError(f"the GPU kernel takes pages of 8, 16, 32, 64, ... tokens, not {page_tokens}")

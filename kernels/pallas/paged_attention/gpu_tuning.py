@@ -1,0 +1,56 @@
+"""Block sizes of the GPU kernels, from what fits in the shared memory of an H100.
+
+Nothing here has been timed: blocks are as large as registers allow, stages as many as fit, and splits enough that every
+thread block has something to do. Sizes change how a result is summed, never what is summed.
+"""
+
+import dataclasses
+
+from kernels.pallas.paged_attention.gpu_prefill import STAGED_COLUMNS, TILE_TOKENS
+
+SHARED_BYTES = 227 * 1024  # of a thread block on Hopper
+RESERVED_BYTES = 4 * 1024  # barriers, and scratch of reductions
+THREAD_BLOCKS = 132  # one for each SM of an H100 SXM; where there are fewer SMs, they run one after the other
+ITEMS_PER_BLOCK = 4  # of decode: few enough to be long, enough to be spread evenly
+MOST_STAGES = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Sizes of one call.
+
+    Attributes:
+      block_tokens: KV positions attended to at a time; a multiple of 64.
+      stages: blocks of K and V in shared memory.
+      splits: most parts that a row is cut into, for decode.
+      thread_blocks: thread blocks launched.
+    """
+
+    block_tokens: int = 64
+    stages: int = 2
+    splits: int = 1
+    thread_blocks: int = THREAD_BLOCKS
+
+
+def decode_blocks(kv_pages, rows: int, table_pages: int) -> Blocks:
+    """Sizes for `decode_attention` of `rows` sequences; `table_pages` is the length of a row of the page table."""
+    _, page_tokens, K, _, h = kv_pages.shape
+    block_tokens = 64
+    results_bytes = 64 * h * 4
+    wanted = -(-ITEMS_PER_BLOCK * THREAD_BLOCKS // (rows * K))
+    splits = max(1, min(wanted, table_pages * page_tokens // block_tokens))
+    return Blocks(block_tokens=block_tokens, stages=_stages(results_bytes, block_tokens, h), splits=splits)
+
+
+def prefill_blocks(kv_pages) -> Blocks:
+    """Sizes for `prefill_attention`."""
+    h = kv_pages.shape[4]
+    block_tokens = 128 if h <= 128 else 64
+    queries_bytes = TILE_TOKENS * (h + STAGED_COLUMNS.get(h, h)) * 2  # as operands, and on their way
+    return Blocks(block_tokens=block_tokens, stages=_stages(queries_bytes, block_tokens, h))
+
+
+def _stages(other_bytes: int, block_tokens: int, h: int) -> int:
+    """As many blocks of 2-byte K and V as fit beside `other_bytes`."""
+    free_bytes = SHARED_BYTES - RESERVED_BYTES - other_bytes
+    return min(MOST_STAGES, free_bytes // (2 * 2 * block_tokens * h))
