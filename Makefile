@@ -23,7 +23,7 @@ run: .venv/.stamp
 	$(PYTHON) experiments/run.py --config=$(CONFIG) $(ARGS)
 
 test: .venv/.stamp
-	$(PYTHON) -m pytest -q $(ARGS)
+	$(PYTHON) -m pytest -q -n auto --dist loadfile $(ARGS)
 
 check: .venv/.stamp-dev
 	$(PYTHON) -m ruff check .
