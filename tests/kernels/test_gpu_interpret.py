@@ -75,6 +75,7 @@ PREFILL = {
         bf16(kv_lens=(33, 150), q_lens=(3, 9), groups=3, kv_heads=2, head_size=128, page_tokens=32),
         dataclasses.replace(SMALL, block_tokens=128),
     ),
+    "head_256_in_parts": (bf16(kv_lens=(70, 9), q_lens=(66, 3), groups=1, kv_heads=1, head_size=256), SMALL),
     "window_soft_cap": (
         bf16(kv_lens=(230, 30), q_lens=(100, 30), groups=1, kv_heads=1, window=20, soft_cap=2.0),
         SMALL,

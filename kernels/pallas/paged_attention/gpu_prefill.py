@@ -26,11 +26,9 @@ from kernels.pallas.paged_attention.gpu_work import WorkList
 CONSUMERS = 2
 TILE_TOKENS = CONSUMERS * ROWS
 CONSUMER_REGISTERS, FETCHER_REGISTERS = 232, 40
-STAGED_COLUMNS = {
-    64: 64,
-    128: 128,
-    256: 64,
-}  # copied in or out at a time, by head size: the largest is short of registers
+# Columns copied in or out at a time, by head size: the largest is short of registers. Rows of 96 do not start at
+# multiples of 128 bytes, as the TMA wants.
+STAGED_COLUMNS = {64: 64, 128: 128, 256: 64}
 
 
 def call(q_THh, kv_pages, page_table_RN, work: WorkList, blocks: int, static: Static, interpret):
@@ -164,7 +162,7 @@ def _attend(q_s: Ref, p_s: Ref | None, position, tile, own, fetched, ring: Ring,
 def _load_queries(q_ref: Ref, token, q_s: Ref, staged_s: Ref, q_full: Ref) -> None:
     """Queries [64, h] from `token` on to `q_s`; those beyond the last are zeros.
 
-    They come through plain shared memory: the TMA fills tiles of 8 rows from multiples of 8 only, and a chunk may start
+    They come by way of tiles of one row: the TMA fills those of 8 from multiples of 8 only, and a chunk may start
     anywhere.
     """
     columns = staged_s.shape[1]
@@ -173,7 +171,7 @@ def _load_queries(q_ref: Ref, token, q_s: Ref, staged_s: Ref, q_full: Ref) -> No
         plgpu.copy_gmem_to_smem(q_ref.at[pl.ds(token, ROWS), part], staged_s, q_full)
         plgpu.barrier_wait(q_full)
         q_s.at[:, part][...] = plgpu.load(staged_s, layout=plgpu.Layout.WGMMA)
-    plgpu.commit_smem()
+        plgpu.commit_smem()  # before wgmma reads it, and before the next part comes to where this one was read
 
 
 def _store(softmax: Softmax, count, staged_s: Ref, out_ref: Ref, token) -> None:

@@ -1,11 +1,13 @@
 """Block sizes of the GPU kernels, from what fits in the shared memory of an H100.
 
-Nothing here has been timed: blocks are as large as registers allow, stages as many as fit, and splits enough that every
-thread block has something to do. Sizes change how a result is summed, never what is summed.
+Nothing here has been timed: stages are as many as fit, and splits enough that every thread block has something to do.
+Blocks of 128 positions are what to time first for prefill: with h = 128 they cost up to 9 registers a tile, spilled
+outside the loop over blocks. Sizes change how a result is summed, never what is summed.
 """
 
 import dataclasses
 
+from kernels.pallas.paged_attention.gpu_pipeline import ROWS
 from kernels.pallas.paged_attention.gpu_prefill import STAGED_COLUMNS, TILE_TOKENS
 
 SHARED_BYTES = 227 * 1024  # of a thread block on Hopper
@@ -13,6 +15,7 @@ RESERVED_BYTES = 4 * 1024  # barriers, and scratch of reductions
 THREAD_BLOCKS = 132  # one for each SM of an H100 SXM; where there are fewer SMs, they run one after the other
 ITEMS_PER_BLOCK = 4  # of decode: few enough to be long, enough to be spread evenly
 MOST_STAGES = 5
+BLOCK_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Blocks:
       thread_blocks: thread blocks launched.
     """
 
-    block_tokens: int = 64
+    block_tokens: int = BLOCK_TOKENS
     stages: int = 2
     splits: int = 1
     thread_blocks: int = THREAD_BLOCKS
@@ -35,22 +38,21 @@ class Blocks:
 def decode_blocks(kv_pages, rows: int, table_pages: int) -> Blocks:
     """Sizes for `decode_attention` of `rows` sequences; `table_pages` is the length of a row of the page table."""
     _, page_tokens, K, _, h = kv_pages.shape
-    block_tokens = 64
-    results_bytes = 64 * h * 4
     wanted = -(-ITEMS_PER_BLOCK * THREAD_BLOCKS // (rows * K))
-    splits = max(1, min(wanted, table_pages * page_tokens // block_tokens))
-    return Blocks(block_tokens=block_tokens, stages=_stages(results_bytes, block_tokens, h), splits=splits)
+    results_bytes = ROWS * h * 4
+    return Blocks(
+        stages=_stages(results_bytes, h), splits=max(1, min(wanted, table_pages * page_tokens // BLOCK_TOKENS))
+    )
 
 
 def prefill_blocks(kv_pages) -> Blocks:
     """Sizes for `prefill_attention`."""
     h = kv_pages.shape[4]
-    block_tokens = 128 if h <= 128 else 64
     queries_bytes = TILE_TOKENS * (h + STAGED_COLUMNS.get(h, h)) * 2  # as operands, and on their way
-    return Blocks(block_tokens=block_tokens, stages=_stages(queries_bytes, block_tokens, h))
+    return Blocks(stages=_stages(queries_bytes, h))
 
 
-def _stages(other_bytes: int, block_tokens: int, h: int) -> int:
+def _stages(other_bytes: int, h: int) -> int:
     """As many blocks of 2-byte K and V as fit beside `other_bytes`."""
     free_bytes = SHARED_BYTES - RESERVED_BYTES - other_bytes
-    return min(MOST_STAGES, free_bytes // (2 * 2 * block_tokens * h))
+    return min(MOST_STAGES, free_bytes // (2 * 2 * BLOCK_TOKENS * h))
