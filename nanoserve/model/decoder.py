@@ -148,7 +148,7 @@ def write_kv(
 @jax.named_scope("mlp")
 def mlp(spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
     """The gated feed-forward: `down(act(gate(x)) * up(x))`."""
-    gate_up = einsum_as(x_TD.dtype, "TD,DJF->TJF", rms_norm(x_TD, layer.mlp_norm, spec.norm_eps), layer.w_gate_up)
+    gate_up = einsum_as(x_TD.dtype, "TD,JDF->TJF", rms_norm(x_TD, layer.mlp_norm, spec.norm_eps), layer.w_gate_up)
     hidden_TF = ACTIVATIONS[spec.activation](gate_up[:, 0]) * gate_up[:, 1]
     return einsum_as(x_TD.dtype, "TF,FD->TD", hidden_TF, layer.w_down)
 

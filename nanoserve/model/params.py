@@ -35,7 +35,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "k_norm": ("layers", "head_size"),
     "wo": ("layers", "kv_heads", "query_groups", "head_size", "hidden"),
     "mlp_norm": ("layers", "hidden"),
-    "w_gate_up": ("layers", "hidden", "gate_up", "ffn"),
+    "w_gate_up": ("layers", "gate_up", "hidden", "ffn"),
     "w_down": ("layers", "ffn", "hidden"),
     "final_norm": ("hidden",),
     "lm_head": ("hidden", "vocab"),
@@ -56,7 +56,7 @@ class Layer:
     k_norm: Float[Array, "L h"] | None
     wo: Float[Array, "L K G h D"]
     mlp_norm: Float[Array, "L D"]
-    w_gate_up: Float[Array, "L D 2 F"]
+    w_gate_up: Float[Array, "L 2 D F"]
     w_down: Float[Array, "L F D"]
 
 
@@ -225,7 +225,7 @@ def _w_gate_up(tensors: _Tensors) -> np.ndarray:
     spec = tensors.spec
     gate = tensors.read("mlp.gate_proj.weight", spec.ffn, spec.hidden)
     up = tensors.read("mlp.up_proj.weight", spec.ffn, spec.hidden)
-    return np.stack([gate, up]).transpose(2, 0, 1)
+    return np.stack([gate.T, up.T])
 
 
 _READERS: Mapping[str, Callable[[_Tensors], np.ndarray]] = {

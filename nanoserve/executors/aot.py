@@ -1,0 +1,252 @@
+"""Compiles a model's steps for TPUs that are not there: the real programs, all layers, cut over the config's chips.
+
+Weights and state are shapes with shardings, so nothing is allocated; `libtpu` is the compiler and needs no device. A
+program that does not fit comes back with the compiler's own message, because that is an answer too.
+
+libtpu reads its environment when it is first loaded: `experiments/compile.py` sets it. Next: `aot_report`.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nanoserve.engine.sequence import pages_for
+from nanoserve.executors.jax_build import JAX_DTYPES
+from nanoserve.model import params as model_params
+from nanoserve.model import sharding
+from nanoserve.model.params import Params
+from nanoserve.model.sampling import greedy
+from nanoserve.model.step import (
+    DecodeRows,
+    DeviceState,
+    PrefillRows,
+    attention_for,
+    init_state,
+    make_steps,
+    state_shardings,
+)
+from nanoserve.specs.chips import ChipSpec, ClusterSpec, Precision
+from nanoserve.specs.errors import ConfigError
+from nanoserve.specs.models import ModelSpec
+
+FLAT = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
+CUBES = {1: "1x1x1", 2: "1x1x2", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}
+TOPOLOGIES: Mapping[str, tuple[str, Mapping[int, str]]] = {
+    "tpu_v5e": ("v5e", FLAT),
+    "tpu_v5p": ("v5p", CUBES),
+    "tpu_v6e": ("v6e", FLAT),
+}  # v4 and v7x show two devices a chip to the compiler, and a mesh here has one
+MEMORY_KINDS = ("argument", "output", "alias", "temp", "generated_code")
+NO_MEMORY = ("RESOURCE_EXHAUSTED", "CompileTimeHbmOom")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Sizes that a step is compiled for.
+
+    Attributes:
+      batch: sequences in the pool, and rows of a decode step. context_tokens: positions of each.
+      chunk_tokens: prompt tokens of a prefill step, which end a prompt of `context_tokens`.
+      page_tokens, slots: of the pool.
+    """
+
+    batch: int
+    context_tokens: int
+    chunk_tokens: int
+    page_tokens: int
+    slots: int
+
+    @property
+    def table_pages(self) -> int:
+        """Pages of one sequence."""
+        return pages_for(self.context_tokens, self.page_tokens)
+
+    @property
+    def pages(self) -> int:
+        """Pages of the pool."""
+        return self.batch * self.table_pages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """One program as the compiler left it, or why it did not.
+
+    Attributes:
+      name: `decode_step` or `prefill_step`. text: HLO. refused: the compiler's message; the rest is empty then.
+      weight_bytes, kv_bytes: arguments of one chip by our own shapes. memory: the compiler's bytes of one chip.
+      counted_flops: by XLA's cost analysis, which counts a loop's body once. lower_s, compile_s: how long it took.
+    """
+
+    name: str
+    weight_bytes: int
+    kv_bytes: int
+    lower_s: float
+    compile_s: float
+    text: str = ""
+    memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    counted_flops: float = 0.0
+    refused: str = ""
+
+
+class Compiler:
+    """A model's steps, ready to be compiled for a workload."""
+
+    def __init__(self, spec: ModelSpec, cluster: ClusterSpec, precision: Precision, work: Workload, attention: str):
+        """Raises ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed."""
+        for field in ("weights", "kv"):
+            if getattr(precision, field) not in JAX_DTYPES:
+                known = ", ".join(JAX_DTYPES)
+                raise ConfigError(
+                    f"Precision.{field} = '{getattr(precision, field)}' is priced but not executed. Use one of {known}"
+                )
+        self.work, self.attention = work, attention
+        self.mesh = sharding.make_mesh(_devices(cluster))
+        self.steps = make_steps(spec, attention=attention_for(spec, attention), mesh=self.mesh)
+        dtype = JAX_DTYPES[precision.weights]
+        self.params: Params = _placed(model_params.abstract(spec, dtype), sharding.shardings(self.mesh, spec))
+        empty = {"pages": work.pages, "page_tokens": work.page_tokens, "slots": work.slots}
+        state = jax.eval_shape(lambda: init_state(spec, **empty, dtype=JAX_DTYPES[precision.kv]))
+        self.state: DeviceState = _placed(state, state_shardings(self.mesh, spec))
+
+    def decode_step(self) -> Compiled:
+        """Compiles a decode step of `batch` rows."""
+        return self._compile("decode_step", self.steps.decode, decode_rows(self.work))
+
+    def prefill_step(self) -> Compiled:
+        """Compiles a prefill step of one chunk."""
+        return self._compile("prefill_step", self.steps.prefill, prefill_rows(self.work))
+
+    def _compile(self, name: str, step: Callable[..., Any], rows: Any) -> Compiled:
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        rows, key = jax.tree.map(lambda a: _shaped(a, everywhere), (rows, key))
+        began = time.perf_counter()
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            lowered = self._lower(step, rows, key)
+        lowered_at = time.perf_counter()
+        try:
+            program, refused = lowered.compile(), ""
+        except jax.errors.JaxRuntimeError as error:
+            if not any(sign in str(error) for sign in NO_MEMORY):
+                raise
+            program, refused = None, str(error).strip()
+        answered_at = time.perf_counter()
+        return Compiled(
+            name=name,
+            weight_bytes=bytes_per_chip(self.params),
+            kv_bytes=bytes_per_chip(self.state.kv),
+            lower_s=lowered_at - began,
+            compile_s=answered_at - lowered_at,
+            refused=refused,
+            text=(program.as_text() or "") if program else "",
+            memory=_memory(program) if program else {},
+            counted_flops=_counted_flops(program) if program else 0.0,
+        )
+
+    def _lower(self, step, rows, key):
+        try:
+            return step.trace(self.params, self.state, rows, key).lower()  # type: ignore[attr-defined]
+        except NotImplementedError as error:
+            why = str(error).rstrip(".")
+            raise ConfigError(
+                f"attention '{self.attention}' cannot be compiled over {self.mesh.size} chips: {why}. Use xla"
+            ) from error
+
+
+def topology_name(chip: ChipSpec, count: int) -> str:
+    """Returns what libtpu calls `count` of these chips, such as `v5p:2x2x2`.
+
+    Raises:
+      ConfigError: it has no name for them, or this project does not know it.
+    """
+    if chip.name not in TOPOLOGIES:
+        raise ConfigError(
+            f"Cluster.chip = '{chip.name}': programs are compiled ahead of time for {', '.join(TOPOLOGIES)} only"
+        )
+    family, shapes = TOPOLOGIES[chip.name]
+    if count not in shapes:
+        raise ConfigError(f"{count} x {chip.name} is no slice that can be compiled for; use {_or(shapes)} chips")
+    return f"{family}:{shapes[count]}"
+
+
+def decode_rows(work: Workload) -> DecodeRows:
+    """Shapes of a decode step's rows."""
+    B = work.batch
+    return DecodeRows(
+        slots_B=_integers(B),
+        positions_B=_integers(B),
+        page_table_BN=_integers(B, work.table_pages),
+        active_B=jax.ShapeDtypeStruct((B,), "bool"),  # type: ignore[arg-type]
+        sampling=jax.eval_shape(lambda: greedy(B)),
+    )
+
+
+def prefill_rows(work: Workload) -> PrefillRows:
+    """Shapes of a prefill step's one row."""
+    T = work.chunk_tokens
+    return PrefillRows(
+        tokens_T=_integers(T),
+        positions_T=_integers(T),
+        cu_q_lens=_integers(2),
+        kv_lens_R=_integers(1),
+        page_table_RN=_integers(1, work.table_pages),
+        slots_R=_integers(1),
+        samples_R=jax.ShapeDtypeStruct((1,), "bool"),  # type: ignore[arg-type]
+        sampling=jax.eval_shape(lambda: greedy(1)),
+    )
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """Returns what one chip holds of arrays with shardings, without the padding of tiles."""
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def _devices(cluster: ClusterSpec) -> list[Any]:
+    name = topology_name(cluster.chip, cluster.tensor)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            "compiling for a TPU needs libtpu, which is not installed. Install the extra: pip install -e '.[tpu-aot]'"
+        )
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        if "lockfile" not in str(error):
+            raise
+        raise ConfigError(
+            "libtpu is in use by another process of this machine, and serves one at a time. Wait for it to end; if there "
+            f"is none, remove the file it names: {error}"
+        ) from error
+
+
+def _memory(program: jax.stages.Compiled) -> dict[str, int]:
+    found = program.memory_analysis()
+    return {kind: getattr(found, f"{kind}_size_in_bytes") for kind in MEMORY_KINDS}
+
+
+def _counted_flops(program: jax.stages.Compiled) -> float:
+    return (program.cost_analysis() or {}).get("flops", 0.0)
+
+
+def _placed(arrays: Any, shardings: Any) -> Any:
+    return jax.tree.map(_shaped, arrays, shardings)
+
+
+def _shaped(array: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+
+def _integers(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, "int32")
+
+
+def _or(numbers: Mapping[int, str]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}"
