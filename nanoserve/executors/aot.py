@@ -221,8 +221,8 @@ def _devices(cluster: ClusterSpec) -> list[Any]:
         if "lockfile" not in str(error):
             raise
         raise ConfigError(
-            "libtpu is in use by another process of this machine, and serves one at a time. Wait for it to end; if there "
-            f"is none, remove the file it names: {error}"
+            "libtpu is in use by another process of this machine, and serves one at a time. Wait for it to end; if "
+            f"there is none, remove the file it names: {error}"
         ) from error
 
 
