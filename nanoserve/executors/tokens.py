@@ -18,7 +18,6 @@ class TokenBook:
         self._prompt_of = prompt_of
         self._stop_ids = frozenset(stop_ids)
         self._tokens: dict[int, list[int]] = {}
-        self._prompt_lengths: dict[int, int] = {}
         self.outputs: dict[int, list[int]] = {}
         self.logprobs: dict[int, list[float]] = {}
 
@@ -27,7 +26,6 @@ class TokenBook:
         tokens = self._tokens.get(index)
         if tokens is None:
             tokens = self._tokens[index] = [int(t) for t in self._prompt_of(index)]
-            self._prompt_lengths[index] = len(tokens)
             self.outputs[index] = []
             self.logprobs[index] = []
         return tokens[start : start + count]
@@ -47,4 +45,3 @@ class TokenBook:
     def close(self, index: int) -> None:
         """Forgets the prompt of a request that left; its outputs stay for the report."""
         self._tokens.pop(index, None)
-        self._prompt_lengths.pop(index, None)

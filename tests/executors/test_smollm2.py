@@ -37,7 +37,7 @@ class Schedule:
     tight: bool
 
 
-# Every value of every knob; NANOSERVE_ALL_SCHEDULES=1 runs the whole cross product (an hour on two cores).
+# Every value of every knob; NANOSERVE_ALL_SCHEDULES=1 runs the whole cross product.
 SCHEDULES = [
     Schedule(64, 1, 8, False, False),
     Schedule(4, 5, 8, True, False),
