@@ -43,6 +43,26 @@ def test_prefill_matches_the_oracle_on_a_poisoned_pool(name):
     np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=tolerance(shape), rtol=0)
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("decode", "int8"), ("decode", "float8_e4m3fn"), ("prefill", "int8")])
+def test_8_bit_pages_and_their_scales_match_the_oracle(kind, dtype):
+    shape = arg_specs.Shape(kv_lens=(0, 300, 5), q_lens=(0, 9, 5))
+    args = getattr(arg_specs, f"make_{kind}")(shape, seed=3)
+    args["kv_pages"], kv_scales = arg_specs.quantised(args["kv_pages"], dtype)
+    got = {"decode": decode, "prefill": prefill}[kind](*args.values(), **shape.options, kv_scales=kv_scales)
+    want = getattr(reference, f"{kind}_attention")(*args.values(), **shape.options, kv_scales=kv_scales)
+    np.testing.assert_allclose(got, want, atol=F32_TOLERANCE, rtol=0)
+
+
+def test_the_oracle_of_8_bit_pages_is_the_oracle_of_the_numbers_they_stand_for():
+    shape = arg_specs.Shape(kv_lens=(33, 5))
+    args = arg_specs.make_decode(shape, seed=3)
+    pages, scales = arg_specs.quantised(args["kv_pages"], "int8")
+    numbers = args | {"kv_pages": pages.astype(np.float64) * scales[..., None]}
+    want = reference.decode_attention(*numbers.values(), **shape.options)
+    got = reference.decode_attention(*(args | {"kv_pages": pages}).values(), **shape.options, kv_scales=scales)
+    np.testing.assert_allclose(got, want, atol=1e-12, rtol=0)
+
+
 def test_the_poison_reaches_the_result_when_a_length_is_wrong():
     """The NaN tests above can fail: one position too many and the result is NaN."""
     shape = arg_specs.DECODE["edges_page_16"]
@@ -169,3 +189,10 @@ def test_shapes_that_do_not_fit_are_refused(name, value, message):
     args = arg_specs.make_decode(shape, seed=1) | {name: jnp.asarray(value)}
     with pytest.raises(ValueError, match=message):
         api.decode_attention(*args.values(), **shape.options)
+
+
+def test_scales_that_do_not_fit_the_pages_are_refused():
+    shape = arg_specs.Shape(kv_lens=(3, 3))
+    args = arg_specs.make_decode(shape, seed=1)
+    with pytest.raises(ValueError, match=r"kv_scales is \[P, p, K, 2\] of pages"):
+        api.decode_attention(*map(jnp.asarray, args.values()), **shape.options, kv_scales=jnp.ones(3))

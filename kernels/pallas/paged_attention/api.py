@@ -1,7 +1,8 @@
 """Attention over a paged KV pool: the contract, its checks, and the choice of an implementation.
 
 The pool of a layer is `kv[P, p, K, 2, h]`: P pages of p tokens, K heads, key and value, head size h. A sequence's
-position s is at page `page_table[row, s // p]`, offset `s % p`. Every implementation keeps four promises:
+position s is at page `page_table[row, s // p]`, offset `s % p`. Pages of 8 bits come with `kv_scales[P, p, K, 2]`, one
+factor for each key and each value. Every implementation keeps four promises:
 
 1. Only positions below a row's length (and inside its window) are used. Whatever lies elsewhere in the pool, NaN
    included, never reaches a result, and page-table entries past the length may be any integer.
@@ -15,6 +16,7 @@ tests and benchmarks share).
 
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,7 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    kv_scales: Float[Array, "P p K 2"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B H h"]:
     """One query per sequence, at its last position.
@@ -68,6 +71,7 @@ def decode_attention(
       scale: factor on the scores, usually `h**-0.5`.
       window: positions a query sees, its own included; None for all.
       soft_cap: scores become `cap * tanh(score / cap)`; None for no cap.
+      kv_scales: float32 factor of each key and each value of int8 or float8 pages; None where pages hold the numbers.
       implementation: a name in `IMPLEMENTATIONS`, or `auto`.
 
     Returns:
@@ -77,11 +81,12 @@ def decode_attention(
       ConfigError: for an implementation that does not exist.
       ValueError: for shapes that do not fit together.
     """
-    _check(q_BHh, kv_pages, page_table_BN, kv_lens_B, window)
+    _check(q_BHh, kv_pages, page_table_BN, kv_lens_B, window, kv_scales)
     if q_BHh.shape[0] != kv_lens_B.shape[0]:
         raise ValueError(f"{q_BHh.shape[0]} queries for {kv_lens_B.shape[0]} sequences")
     run = IMPLEMENTATIONS[resolve(implementation)].decode_attention
-    return run(q_BHh, kv_pages, page_table_BN, kv_lens_B, scale=scale, window=window, soft_cap=soft_cap)
+    options = _options(scale, window, soft_cap, kv_scales)
+    return run(q_BHh, kv_pages, page_table_BN, kv_lens_B, **options)
 
 
 @jax.named_scope("prefill_attention")
@@ -95,6 +100,7 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    kv_scales: Float[Array, "P p K 2"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "T H h"]:
     """Causal attention of prompt chunks laid end to end, over the KV that they and earlier chunks wrote.
@@ -106,7 +112,7 @@ def prefill_attention(
       page_table_RN: pages of each sequence, in order.
       kv_lens_R: positions written, the chunk's own included.
       cu_q_lens: chunk boundaries, starting at 0; an empty chunk is a padding row.
-      scale, window, soft_cap, implementation: as for `decode_attention`.
+      scale, window, soft_cap, kv_scales, implementation: as for `decode_attention`.
 
     Returns:
       The attended values, in the query's dtype.
@@ -115,14 +121,21 @@ def prefill_attention(
       ConfigError: for an implementation that does not exist.
       ValueError: for shapes that do not fit together.
     """
-    _check(q_THh, kv_pages, page_table_RN, kv_lens_R, window)
+    _check(q_THh, kv_pages, page_table_RN, kv_lens_R, window, kv_scales)
     if cu_q_lens.shape != (kv_lens_R.shape[0] + 1,):
         raise ValueError(f"{kv_lens_R.shape[0]} sequences need {kv_lens_R.shape[0] + 1} boundaries: {cu_q_lens.shape}")
     run = IMPLEMENTATIONS[resolve(implementation)].prefill_attention
-    return run(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, scale=scale, window=window, soft_cap=soft_cap)
+    options = _options(scale, window, soft_cap, kv_scales)
+    return run(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, **options)
 
 
-def _check(q, kv_pages, page_table, kv_lens, window) -> None:
+def _options(scale, window, soft_cap, kv_scales) -> dict[str, Any]:
+    """Keyword arguments of an implementation; a kernel never sees an operand that is not there."""
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    return options if kv_scales is None else options | {"kv_scales": kv_scales}
+
+
+def _check(q, kv_pages, page_table, kv_lens, window, kv_scales) -> None:
     """Everything that shapes can tell, so that a mistake is reported by name and not by a gather far below."""
     if kv_pages.ndim != 5 or kv_pages.shape[3] != 2:
         raise ValueError(f"kv_pages is [P, p, K, 2, h], got {kv_pages.shape}")
@@ -133,5 +146,7 @@ def _check(q, kv_pages, page_table, kv_lens, window) -> None:
     for name, array in {"page table": page_table, "lengths": kv_lens}.items():
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"the {name} must be integers, got {array.dtype}")
+    if kv_scales is not None and kv_scales.shape != kv_pages.shape[:4]:
+        raise ValueError(f"kv_scales is [P, p, K, 2] of pages {kv_pages.shape}, got {kv_scales.shape}")
     if window is not None and window < 1:
         raise ValueError(f"a window of {window} positions leaves a query nothing to attend to")

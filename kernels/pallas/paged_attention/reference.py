@@ -6,23 +6,25 @@ Slow and obvious on purpose; every implementation is compared with it.
 import numpy as np
 
 
-def decode_attention(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, scale, window=None, soft_cap=None) -> np.ndarray:
+def decode_attention(
+    q_BHh, kv_pages, page_table_BN, kv_lens_B, *, scale, window=None, soft_cap=None, kv_scales=None
+) -> np.ndarray:
     """See `api.decode_attention`; float64 [B, H, h]."""
     out = np.zeros(np.shape(q_BHh), np.float64)
     for row, length in enumerate(kv_lens_B):
         if length > 0:
-            keys, values = _sequence(kv_pages, page_table_BN[row], int(length))
+            keys, values = _sequence(kv_pages, kv_scales, page_table_BN[row], int(length))
             out[row] = _attend(q_BHh[row], keys, values, int(length) - 1, scale, window, soft_cap)
     return out
 
 
 def prefill_attention(
-    q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, scale, window=None, soft_cap=None
+    q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, scale, window=None, soft_cap=None, kv_scales=None
 ) -> np.ndarray:
     """See `api.prefill_attention`; float64 [T, H, h]."""
     out = np.zeros(np.shape(q_THh), np.float64)
     for row, length in enumerate(kv_lens_R):
-        keys, values = _sequence(kv_pages, page_table_RN[row], int(length))
+        keys, values = _sequence(kv_pages, kv_scales, page_table_RN[row], int(length))
         start, end = int(cu_q_lens[row]), int(cu_q_lens[row + 1])
         for token in range(start, end):
             position = int(length) - (end - token)
@@ -30,11 +32,13 @@ def prefill_attention(
     return out
 
 
-def _sequence(kv_pages, page_ids, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _sequence(kv_pages, kv_scales, page_ids, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values [length, K, h] of one sequence, in order."""
     page_tokens = kv_pages.shape[1]
-    positions = [kv_pages[page_ids[s // page_tokens], s % page_tokens] for s in range(length)]
-    kv = np.array(positions, np.float64).reshape(length, *kv_pages.shape[2:])
+    places = [(page_ids[s // page_tokens], s % page_tokens) for s in range(length)]
+    kv = np.array([kv_pages[place] for place in places], np.float64).reshape(length, *kv_pages.shape[2:])
+    if kv_scales is not None:
+        kv *= np.array([kv_scales[place] for place in places], np.float64).reshape(length, kv_pages.shape[2], 2, 1)
     return kv[:, :, 0], kv[:, :, 1]
 
 

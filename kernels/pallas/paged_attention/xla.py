@@ -21,22 +21,26 @@ QUERY_BLOCK = 128  # prefill queries that share a gathered chunk
 HIDDEN = -1e30  # score of a position that a query cannot see; finite, because inf - inf is NaN
 
 
-def decode_attention(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, scale, window, soft_cap):
+def decode_attention(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, scale, window, soft_cap, kv_scales=None):
     """See `api.decode_attention`."""
     B, H, h = q_BHh.shape
     q_BQKGh = q_BHh.reshape(B, 1, kv_pages.shape[2], -1, h)
     positions_BQ = kv_lens_B[:, None] - 1
-    out = _attend(q_BQKGh, kv_pages, page_table_BN, positions_BQ, scale=scale, window=window, soft_cap=soft_cap)
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap, "kv_scales": kv_scales}
+    out = _attend(q_BQKGh, kv_pages, page_table_BN, positions_BQ, **options)
     return out.reshape(B, H, h)
 
 
-def prefill_attention(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, scale, window, soft_cap):
+def prefill_attention(
+    q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, scale, window, soft_cap, kv_scales=None
+):
     """See `api.prefill_attention`."""
     T, H, h = q_THh.shape
     Q = min(QUERY_BLOCK, T)
     q_TKGh = jnp.pad(q_THh.reshape(T, kv_pages.shape[2], -1, h), ((0, Q), (0, 0), (0, 0), (0, 0)))
     blocks_R = -(-jnp.diff(cu_q_lens) // Q)
     blocks_end_R = jnp.cumsum(blocks_R)
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap, "kv_scales": kv_scales}
 
     def block(index, out_TKGh):
         row = jnp.searchsorted(blocks_end_R, index, side="right")
@@ -45,7 +49,7 @@ def prefill_attention(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, s
         position_Q = jnp.where(jnp.arange(Q) < left, kv_lens_R[row] - left + jnp.arange(Q), -1)
         q_QKGh = lax.dynamic_slice_in_dim(q_TKGh, start, Q)
         table_1N = lax.dynamic_slice_in_dim(page_table_RN, row, 1)
-        out = _attend(q_QKGh[None], kv_pages, table_1N, position_Q[None], scale=scale, window=window, soft_cap=soft_cap)
+        out = _attend(q_QKGh[None], kv_pages, table_1N, position_Q[None], **options)
         # The block's unused queries give zeros; the next block starts where they do and overwrites them.
         return lax.dynamic_update_slice_in_dim(out_TKGh, out[0], start, axis=0)
 
@@ -99,6 +103,7 @@ def _attend(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    kv_scales: Float[Array, "P p K 2"] | None,
 ) -> Float[Array, "B Q K G h"]:
     """Attention of queries at `positions_BQ`; a query at position -1 sees nothing and gives zeros."""
     B, Q, K, G, h = q_BQKGh.shape
@@ -110,7 +115,8 @@ def _attend(
         largest, total, sums = carry  # of the scores so far [B, K, G, Q], and the weighted values [B, K, G, Q, h]
         s_S = index * chunk + jnp.arange(chunk)
         seen_BQS = (first_BQ[..., None] <= s_S) & (s_S <= positions_BQ[..., None])
-        k_BSKh, v_BSKh = _gather(kv_pages, page_table_BN, index, chunk, jnp.any(seen_BQS, axis=1), q_BQKGh.dtype)
+        used_BS = jnp.any(seen_BQS, axis=1)
+        k_BSKh, v_BSKh = _gather((kv_pages, kv_scales), page_table_BN, index, chunk, used_BS, q_BQKGh.dtype)
         scores = scale * einsum_f32("BQKGh,BSKh->BKGQS", q_BQKGh, k_BSKh)
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
@@ -139,17 +145,24 @@ def _span(positions_BQ, chunk: int, window: int | None, xp):
     return xp.min(xp.where(positions_BQ >= 0, firsts_BQ, end)), end
 
 
-def _gather(kv_pages, page_table_BN, index, chunk: int, used_BS, dtype):
+def _gather(pool, page_table_BN, index, chunk: int, used_BS, dtype):
     """Keys and values of one chunk, [B, S, K, h] each, with zeros where no query looks.
 
     Zeros are needed for values as well as scores: a masked weight is 0, and 0 x NaN is NaN.
     """
+    kv_pages, kv_scales = pool
     pages, page_tokens, K, _, h = kv_pages.shape
     wanted_n = index * (chunk // page_tokens) + jnp.arange(chunk // page_tokens)
-    table_Bn = page_table_BN.at[:, wanted_n].get(mode="clip")
-    # Without a fixed layout here the TPU compiler picks one that suits the products below, carries it back through the
-    # gather, and copies the whole pool into it in every layer: 0.3 M cycles for 33 MB on a v5p.
-    kv = row_major(kv_pages.at[jnp.clip(table_Bn, 0, pages - 1)].get(mode="promise_in_bounds"))
-    kv = kv.reshape(table_Bn.shape[0], chunk, K, 2, h)
+    table_Bn = jnp.clip(page_table_BN.at[:, wanted_n].get(mode="clip"), 0, pages - 1)
+
+    def chunk_of(array):
+        # Without a fixed layout here the TPU compiler picks one that suits the products below, carries it back through
+        # the gather, and copies the whole pool into it in every layer: 0.3 M cycles for 33 MB on a v5p.
+        gathered = row_major(array.at[table_Bn].get(mode="promise_in_bounds"))
+        return gathered.reshape(table_Bn.shape[0], chunk, *array.shape[2:])
+
+    kv = chunk_of(kv_pages)
+    if kv_scales is not None:
+        kv = kv.astype(jnp.float32) * chunk_of(kv_scales)[..., None]
     kv = jnp.where(used_BS[:, :, None, None, None], kv, 0).astype(dtype)
     return kv[:, :, :, 0], kv[:, :, :, 1]
