@@ -79,7 +79,12 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_multi_string("set", [], "Class.field=value, repeatable; wins over the file", flag_values=own)
     flags.DEFINE_integer("batch", 32, "sequences that decode", lower_bound=1, flag_values=own)
     flags.DEFINE_integer("context", 2048, "positions of each sequence", lower_bound=1, flag_values=own)
-    flags.DEFINE_string("attention", "xla", "implementation of paged attention", flag_values=own)
+    flags.DEFINE_string(
+        "attention",
+        "auto",
+        "implementation of paged attention; auto is the chip's kernel where it serves the model",
+        flag_values=own,
+    )
     flags.DEFINE_string("out", None, "also write the figures to this JSON file", flag_values=own)
     flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
     try:
@@ -94,7 +99,6 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
 def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["ProgramReport"]:
     """Compiles one step after the other, and prints each as soon as it is known."""
     os.environ.update(ENVIRONMENT)
-    from kernels.pallas.paged_attention.api import resolve as resolve_attention
     from nanoserve.executors.aot import Compiler, Workload
     from nanoserve.executors.aot_report import Setting, describe
 
@@ -107,15 +111,15 @@ def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["Progr
         page_tokens=engine.page_tokens,
         slots=max(engine.max_seqs, asked.batch),
     )
+    compiler = Compiler(facts.model, facts.cluster, experiment.precision, work, asked.attention)
     setting = Setting(
         model=facts.model,
         cluster=facts.cluster,
         precision=experiment.precision,
         work=work,
-        attention=resolve_attention(asked.attention),
+        attention=compiler.attention.name,
         temperature=experiment.sampling.temperature,
     )
-    compiler = Compiler(setting.model, setting.cluster, setting.precision, work, setting.attention)
     print("\n".join(_heading(setting)))
     for compile_step in (compiler.decode_step, compiler.prefill_step):
         report = describe(compile_step(), setting)

@@ -80,6 +80,8 @@ class Experiment:
       for random weights.
       seed: of random weights, sampling keys and prompts that a trace does not state.
       executor: `auto` executes where the chips are present and the model fits, and simulates elsewhere.
+      attention: implementation of paged attention when executed: `auto` is the chip's kernel where it serves the model,
+        else `xla`; a name is never replaced.
       cluster, precision, engine, trace, sampling, pricing, slo: see their classes.
     """
 
@@ -88,6 +90,7 @@ class Experiment:
     weights: str | None = None
     seed: int = 0
     executor: Literal["auto", "jax", "roofline"] = "auto"
+    attention: str = "auto"
     cluster: Cluster = Cluster()
     precision: Precision = Precision()
     engine: EngineConfig = EngineConfig()

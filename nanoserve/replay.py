@@ -262,13 +262,12 @@ def _jax_executor(
     pages: int,
     tokenizer: "Tokenizer | None",
 ) -> "JaxExecutor":
-    from nanoserve.executors.jax_build import build_jax_executor, ladders_for, load_model
+    from nanoserve.executors.jax_build import attention_here, build_jax_executor, ladders_for, load_model
     from nanoserve.executors.jax_executor import RequestSampling
     from nanoserve.executors.tokens import TokenBook
 
     cluster, config, how = facts.cluster, experiment.engine, experiment.sampling
     ways = cluster.count * cluster.chip.jax_devices_per_chip
-    loaded = load_model(facts.model, weights, experiment.precision, ways=ways)
     stop_ids = () if how.ignore_eos or tokenizer is None else tokenizer.eos_ids
     sampling = RequestSampling.uniform(
         len(trace),
@@ -281,6 +280,8 @@ def _jax_executor(
     book = TokenBook(_prompts_of(trace, facts.model.vocab, experiment.seed), stop_ids)
     most_tokens = min(_context_tokens(config, facts.model), pages * config.page_tokens)
     ladders = ladders_for(trace, config, most_tokens)
+    attention = attention_here(experiment.attention, facts.model, experiment.precision, config, ladders, ways)
+    loaded = load_model(facts.model, weights, experiment.precision, ways=ways, attention=attention)
     return build_jax_executor(loaded, config, pages, ladders, book, sampling, experiment.seed)
 
 

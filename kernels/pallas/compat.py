@@ -9,6 +9,18 @@ def row_major(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
+def shard_map(fn, *, mesh, in_specs, out_specs):
+    """`fn` on every chip of a mesh by itself; what kernels return is not checked for being the same everywhere."""
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def kernel_target(device) -> str:
+    """What kernels can be compiled for a device: `tpu`, `hopper`, or nothing, which is an empty string."""
+    if device.platform == "tpu":
+        return "tpu"
+    return "hopper" if str(getattr(device, "compute_capability", "")).startswith("9.") else ""
+
+
 def tpu_cores() -> int:
     """Cores that share one TPU kernel: 2 on v4 and v5p, otherwise 1, also where there is no TPU to ask about.
 

@@ -16,21 +16,16 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from kernels.pallas import compat
 from nanoserve.engine.sequence import pages_for
-from nanoserve.executors.jax_build import JAX_DTYPES
+from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
 from nanoserve.model import params as model_params
 from nanoserve.model import sharding
+from nanoserve.model.attention import attention_for, choose_attention
 from nanoserve.model.params import Params
+from nanoserve.model.places import state_places
 from nanoserve.model.sampling import greedy
-from nanoserve.model.step import (
-    DecodeRows,
-    DeviceState,
-    PrefillRows,
-    attention_for,
-    init_state,
-    make_steps,
-    state_shardings,
-)
+from nanoserve.model.step import DecodeRows, DeviceState, PrefillRows, init_state, make_steps
 from nanoserve.specs.chips import ChipSpec, ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
@@ -99,20 +94,27 @@ class Compiler:
 
     def __init__(self, spec: ModelSpec, cluster: ClusterSpec, precision: Precision, work: Workload, attention: str):
         """Raises ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed."""
-        for field in ("weights", "kv"):
-            if getattr(precision, field) not in JAX_DTYPES:
-                known = ", ".join(JAX_DTYPES)
-                raise ConfigError(
-                    f"Precision.{field} = '{getattr(precision, field)}' is priced but not executed. Use one of {known}"
-                )
-        self.work, self.attention = work, attention
+        self.work = work
+        dtype, kv_dtype = (_dtype(precision, *field) for field in (("weights", JAX_DTYPES), ("kv", KV_DTYPES)))
         self.mesh = sharding.make_mesh(_devices(cluster))
-        self.steps = make_steps(spec, attention=attention_for(spec, attention), mesh=self.mesh)
-        dtype = JAX_DTYPES[precision.weights]
+        self.attention = choose_attention(
+            attention,
+            spec,
+            compat.kernel_target(self.mesh.devices.flat[0]),
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            rows=work.batch,
+            page_tokens=work.page_tokens,
+            table_pages=work.table_pages,
+            ways=self.mesh.size,
+        )
+        places = state_places(spec, self.attention.name, kv_dtype, self.mesh)
+        bound = attention_for(spec, self.attention.name, self.mesh)
+        self.steps = make_steps(spec, attention=bound, places=places)
         self.params: Params = _placed(model_params.abstract(spec, dtype), sharding.shardings(self.mesh, spec))
         empty = {"pages": work.pages, "page_tokens": work.page_tokens, "slots": work.slots}
-        state = jax.eval_shape(lambda: init_state(spec, **empty, dtype=JAX_DTYPES[precision.kv]))
-        self.state: DeviceState = _placed(state, state_shardings(self.mesh, spec))
+        state = jax.eval_shape(lambda: init_state(spec, **empty, dtype=kv_dtype))
+        self.state: DeviceState = _placed(state, places)
 
     def decode_step(self) -> Compiled:
         """Compiles a decode step of `batch` rows."""
@@ -128,7 +130,7 @@ class Compiler:
         rows, key = jax.tree.map(lambda a: _shaped(a, everywhere), (rows, key))
         began = time.perf_counter()
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            lowered = self._lower(step, rows, key)
+            lowered = step.trace(self.params, self.state, rows, key).lower()  # type: ignore[attr-defined]
         lowered_at = time.perf_counter()
         try:
             program, refused = lowered.compile(), ""
@@ -140,7 +142,7 @@ class Compiler:
         return Compiled(
             name=name,
             weight_bytes=bytes_per_chip(self.params),
-            kv_bytes=bytes_per_chip(self.state.kv),
+            kv_bytes=bytes_per_chip(self.state.pool),
             lower_s=lowered_at - began,
             compile_s=answered_at - lowered_at,
             refused=refused,
@@ -148,15 +150,6 @@ class Compiler:
             memory=_memory(program) if program else {},
             counted_flops=_counted_flops(program) if program else 0.0,
         )
-
-    def _lower(self, step, rows, key):
-        try:
-            return step.trace(self.params, self.state, rows, key).lower()  # type: ignore[attr-defined]
-        except NotImplementedError as error:
-            why = str(error).rstrip(".")
-            raise ConfigError(
-                f"attention '{self.attention}' cannot be compiled over {self.mesh.size} chips: {why}. Use xla"
-            ) from error
 
 
 def topology_name(chip: ChipSpec, count: int) -> str:
@@ -235,11 +228,18 @@ def _counted_flops(program: jax.stages.Compiled) -> float:
     return (program.cost_analysis() or {}).get("flops", 0.0)
 
 
-def _placed(arrays: Any, shardings: Any) -> Any:
-    return jax.tree.map(_shaped, arrays, shardings)
+def _dtype(precision: Precision, field: str, known: Mapping[str, str]) -> str:
+    name = getattr(precision, field)
+    if name not in known:
+        raise ConfigError(f"Precision.{field} = '{name}' is priced but not executed. Use one of {', '.join(known)}")
+    return known[name]
 
 
-def _shaped(array: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+def _placed(arrays: Any, places: Any) -> Any:
+    return jax.tree.map(_shaped, arrays, places)
+
+
+def _shaped(array: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
 

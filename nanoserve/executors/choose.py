@@ -63,7 +63,7 @@ def jax_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -
 
 
 def _decoder_obstacle(model: ModelSpec, precision: Precision) -> str:
-    from nanoserve.executors.jax_build import JAX_DTYPES
+    from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
     from nanoserve.model.params import supports
 
     reason = supports(model)
@@ -71,7 +71,7 @@ def _decoder_obstacle(model: ModelSpec, precision: Precision) -> str:
         return reason
     for part in ("weights", "kv", "activations", "compute"):
         dtype = getattr(precision, part)
-        if dtype not in JAX_DTYPES:
+        if dtype not in (KV_DTYPES if part == "kv" else JAX_DTYPES):
             return f"{part} in {dtype} are priced but not executed yet"
     if len({precision.weights, precision.activations, precision.compute}) > 1:
         return "weights, activations and compute of different dtypes are priced but not executed yet"

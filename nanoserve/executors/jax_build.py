@@ -1,27 +1,32 @@
 """From an experiment to a `JaxExecutor`: weights on the device, an empty page pool, ladders that fit the trace."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
+from kernels.pallas import compat
 from kernels.pallas.paged_attention import xla
-from kernels.pallas.paged_attention.api import resolve
+from kernels.pallas.paged_attention.api import Choice
 from nanoserve.engine.sequence import pages_for
 from nanoserve.engine.types import EngineConfig
 from nanoserve.executors.buckets import best_ladder, geometric_ladder
 from nanoserve.executors.jax_executor import JaxExecutor, KvLedger, Ladders, RequestSampling
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.model import sharding
+from nanoserve.model.attention import attention_for, choose_attention
 from nanoserve.model.params import Params, from_tensors
-from nanoserve.model.step import Steps, attention_for, init_state, make_steps, state_shardings
+from nanoserve.model.places import state_places
+from nanoserve.model.step import DeviceState, Steps, init_state, make_steps
 from nanoserve.specs.chips import Precision
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.types import Trace
 from nanoserve.weights.types import TensorSource
 
 JAX_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+KV_DTYPES = {**JAX_DTYPES, "int8": "int8", "fp8": "float8_e4m3fn"}
+PLAIN = Choice("xla", "nothing else was asked for")
 _PREFILL_RUNGS = 4
 _DECODE_RATIO = 4
 
@@ -31,20 +36,25 @@ class LoadedModel:
     """A model that is ready to run: its entry points and its weights where they will be used.
 
     Attributes:
-      spec, steps, params: the model. kv_dtype: of the pages. attention: name of the implementation.
-      mesh: where tensor parallelism runs, None on one device.
+      spec, steps, params: the model. kv_dtype: of the pages. attention: the implementation, and why it was picked.
+      places: where a state lives, None where it does not matter.
     """
 
     spec: ModelSpec
     steps: Steps
     params: Params
     kv_dtype: str
-    attention: str
-    mesh: Mesh | None
+    attention: Choice
+    places: DeviceState | None
 
 
 def load_model(
-    spec: ModelSpec, weights: TensorSource, precision: Precision, *, ways: int = 1, attention: str = "auto"
+    spec: ModelSpec,
+    weights: TensorSource,
+    precision: Precision,
+    *,
+    ways: int = 1,
+    attention: Choice = PLAIN,
 ) -> LoadedModel:
     """Reads the weights onto the first `ways` devices.
 
@@ -53,14 +63,36 @@ def load_model(
     """
     mesh = sharding.make_mesh(jax.devices()[:ways]) if ways > 1 else None
     place = sharding.placer(mesh) if mesh else None
-    implementation = resolve(attention)
+    kv_dtype = KV_DTYPES[precision.kv]
+    places = state_places(spec, attention.name, kv_dtype, mesh)
     return LoadedModel(
         spec=spec,
-        steps=make_steps(spec, attention=attention_for(spec, implementation), mesh=mesh),
+        steps=make_steps(spec, attention=attention_for(spec, attention.name, mesh), places=places),
         params=from_tensors(spec, weights, JAX_DTYPES[precision.weights], place),
-        kv_dtype=JAX_DTYPES[precision.kv],
-        attention=implementation,
-        mesh=mesh,
+        kv_dtype=kv_dtype,
+        attention=attention,
+        places=places,
+    )
+
+
+def attention_here(
+    asked: str, spec: ModelSpec, precision: Precision, config: EngineConfig, ladders: Ladders, ways: int = 1
+) -> Choice:
+    """The implementation of paged attention for the default device: `auto`, or the name of one.
+
+    Raises:
+      ConfigError: a name that does not exist, or that cannot serve this model.
+    """
+    return choose_attention(
+        asked,
+        spec,
+        compat.kernel_target(jax.devices()[0]),
+        dtype=JAX_DTYPES[precision.activations],
+        kv_dtype=KV_DTYPES[precision.kv],
+        rows=max(ladders.decode_rows[-1], ladders.prefill_rows),
+        page_tokens=config.page_tokens,
+        table_pages=ladders.table_pages,
+        ways=ways,
     )
 
 
@@ -79,15 +111,13 @@ def build_jax_executor(
       model: what runs. config: slots and page size. num_pages: of the pool.
       ladders: what to compile. book: token ids. sampling: per request. seed: of the sampling keys.
     """
-    state = init_state(
-        model.spec, pages=num_pages, page_tokens=config.page_tokens, slots=config.max_seqs, dtype=model.kv_dtype
-    )
-    if model.mesh:
-        state = jax.device_put(state, state_shardings(model.mesh, model.spec))
+    sizes = {"pages": num_pages, "page_tokens": config.page_tokens, "slots": config.max_seqs, "dtype": model.kv_dtype}
+    # Inside jit, so that a pool which fills the memory is made where it will live, and not copied there.
+    make_state = jax.jit(functools.partial(init_state, model.spec, **sizes), out_shardings=model.places)
     return JaxExecutor(
         steps=model.steps,
         params=model.params,
-        state=state,
+        state=make_state(),
         ladders=ladders,
         book=book,
         sampling=sampling,
@@ -124,7 +154,7 @@ def ladders_for(trace: Trace, config: EngineConfig, most_tokens: int | None = No
 
 def _ledger(model: LoadedModel, page_tokens: int, table_pages: int) -> KvLedger:
     """What the XLA implementation of attention gathers; the kernels' own counts are not known here yet."""
-    if model.attention != "xla":
+    if model.attention.name != "xla":
         return lambda decode_lens, kv_lens, q_lens, tokens: None
     window = model.spec.sliding_window_tokens
 

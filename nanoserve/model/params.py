@@ -1,8 +1,9 @@
 """A model's weights as a pytree, and how a checkpoint becomes one.
 
 One table, `AXES`, says which arrays there are and what their axes mean; shapes, shardings and the checkpoint reader all
-follow from it. Query, key and value are one array with a row of `G + 2` heads per KV head (G queries, then K, then V),
-so that a step reads them in one product and tensor parallelism cuts them along KV heads only.
+follow from it. Query, key and value are one matrix, whose columns are for each KV head its G query heads, then its key,
+then its value: a step reads them in one product, and tensor parallelism cuts them between KV heads only. All matrices
+have two axes: of a product over three, the TPU compiler copied the layer's matrix first, at three times the product.
 
 Layers are stacked along a leading axis and scanned, so that a program's size and compile time do not grow with depth.
 Next: `decoder` (how they are used), `sharding` (where they live).
@@ -29,11 +30,11 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 AXES: Mapping[str, tuple[str, ...]] = {
     "embed": ("vocab", "hidden"),
     "attn_norm": ("layers", "hidden"),
-    "wqkv": ("layers", "hidden", "kv_heads", "queries_key_value", "head_size"),
-    "bqkv": ("layers", "kv_heads", "queries_key_value", "head_size"),
+    "wqkv": ("layers", "hidden", "qkv"),
+    "bqkv": ("layers", "qkv"),
     "q_norm": ("layers", "head_size"),
     "k_norm": ("layers", "head_size"),
-    "wo": ("layers", "kv_heads", "query_groups", "head_size", "hidden"),
+    "wo": ("layers", "heads", "hidden"),
     "mlp_norm": ("layers", "hidden"),
     "w_gate_up": ("layers", "gate_up", "hidden", "ffn"),
     "w_down": ("layers", "ffn", "hidden"),
@@ -50,11 +51,11 @@ class Layer:
     """
 
     attn_norm: Float[Array, "L D"]
-    wqkv: Float[Array, "L D K G+2 h"]
-    bqkv: Float[Array, "L K G+2 h"] | None
+    wqkv: Float[Array, "L D K*(G+2)*h"]
+    bqkv: Float[Array, "L K*(G+2)*h"] | None
     q_norm: Float[Array, "L h"] | None
     k_norm: Float[Array, "L h"] | None
-    wo: Float[Array, "L K G h D"]
+    wo: Float[Array, "L K*G*h D"]
     mlp_norm: Float[Array, "L D"]
     w_gate_up: Float[Array, "L 2 D F"]
     w_down: Float[Array, "L F D"]
@@ -93,9 +94,8 @@ def shape_of(spec: ModelSpec, field: str) -> tuple[int, ...]:
         "layers": spec.layers,
         "vocab": spec.vocab,
         "hidden": spec.hidden,
-        "kv_heads": spec.kv_heads,
-        "query_groups": spec.query_groups,
-        "queries_key_value": spec.query_groups + 2,
+        "qkv": spec.kv_heads * (spec.query_groups + 2) * spec.head_size,
+        "heads": spec.heads * spec.head_size,
         "head_size": spec.head_size,
         "gate_up": 2,
         "ffn": spec.ffn,
@@ -203,7 +203,7 @@ def _wqkv(tensors: _Tensors) -> np.ndarray:
     q = tensors.read("self_attn.q_proj.weight", spec.heads * h, D).reshape(rows, spec.query_groups, h, D)
     k = tensors.read("self_attn.k_proj.weight", rows * h, D).reshape(rows, 1, h, D)
     v = tensors.read("self_attn.v_proj.weight", rows * h, D).reshape(rows, 1, h, D)
-    return np.concatenate([q, k, v], axis=1).transpose(3, 0, 1, 2)
+    return np.concatenate([q, k, v], axis=1).transpose(3, 0, 1, 2).reshape(D, -1)
 
 
 def _bqkv(tensors: _Tensors) -> np.ndarray:
@@ -212,13 +212,7 @@ def _bqkv(tensors: _Tensors) -> np.ndarray:
     q = tensors.read("self_attn.q_proj.bias", spec.heads * h).reshape(rows, spec.query_groups, h)
     k = tensors.read("self_attn.k_proj.bias", rows * h).reshape(rows, 1, h)
     v = tensors.read("self_attn.v_proj.bias", rows * h).reshape(rows, 1, h)
-    return np.concatenate([q, k, v], axis=1)
-
-
-def _wo(tensors: _Tensors) -> np.ndarray:
-    spec = tensors.spec
-    wo = tensors.read("self_attn.o_proj.weight", spec.hidden, spec.heads * spec.head_size)
-    return wo.T.reshape(shape_of(spec, "wo")[1:])
+    return np.concatenate([q, k, v], axis=1).reshape(-1)
 
 
 def _w_gate_up(tensors: _Tensors) -> np.ndarray:
@@ -235,7 +229,7 @@ _READERS: Mapping[str, Callable[[_Tensors], np.ndarray]] = {
     "bqkv": _bqkv,
     "q_norm": lambda t: t.read("self_attn.q_norm.weight", t.spec.head_size),
     "k_norm": lambda t: t.read("self_attn.k_norm.weight", t.spec.head_size),
-    "wo": _wo,
+    "wo": lambda t: t.read("self_attn.o_proj.weight", t.spec.hidden, t.spec.heads * t.spec.head_size).T,
     "mlp_norm": lambda t: t.read("post_attention_layernorm.weight", t.spec.hidden),
     "w_gate_up": _w_gate_up,
     "w_down": lambda t: t.read("mlp.down_proj.weight", t.spec.hidden, t.spec.ffn).T,

@@ -1,4 +1,4 @@
-"""Where weights and KV pages live on a mesh: logical axes to mesh axes, in one table.
+"""Where weights live on a mesh: logical axes to mesh axes, in one table.
 
 Tensor parallelism cuts KV heads (with the query heads that share them), the feed-forward width and the vocabulary; a
 layer then needs two all-reduces. Anything else is on every chip. Shardings are made once and kept by the caller: making
@@ -18,7 +18,7 @@ from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 
 TENSOR = "tensor"
-RULES: Mapping[str, str] = {"vocab": TENSOR, "kv_heads": TENSOR, "ffn": TENSOR}
+RULES: Mapping[str, str] = {"vocab": TENSOR, "kv_heads": TENSOR, "qkv": TENSOR, "heads": TENSOR, "ffn": TENSOR}
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:
@@ -37,18 +37,8 @@ def shardings(mesh: Mesh, spec: ModelSpec) -> Params:
     Raises:
       ConfigError: if an axis that is cut does not divide by the mesh.
     """
-    _check_divides(mesh, spec)
+    check_divides(mesh, spec)
     return model_params.build(spec, lambda field: NamedSharding(mesh, partition_spec(model_params.AXES[field])))
-
-
-def kv_sharding(mesh: Mesh, spec: ModelSpec) -> NamedSharding:
-    """The sharding of the KV pool `[L, P, p, K, 2, h]`: cut along KV heads, so that attention needs no link.
-
-    Raises:
-      ConfigError: if an axis that is cut does not divide by the mesh.
-    """
-    _check_divides(mesh, spec)
-    return NamedSharding(mesh, PartitionSpec(None, None, None, RULES["kv_heads"]))
 
 
 def placer(mesh: Mesh) -> Place:
@@ -60,7 +50,8 @@ def placer(mesh: Mesh) -> Place:
     return place
 
 
-def _check_divides(mesh: Mesh, spec: ModelSpec) -> None:
+def check_divides(mesh: Mesh, spec: ModelSpec) -> None:
+    """Raises ConfigError if an axis of the model that is cut does not divide by the mesh."""
     ways = mesh.shape[TENSOR]
     for name, size in {"kv_heads": spec.kv_heads, "ffn": spec.ffn, "vocab": spec.vocab}.items():
         if size % ways:

@@ -8,23 +8,23 @@ through the same `_advance`. Padding is part of the contract: a padding row writ
 leaves its token in the scratch slot (the last entry of `last_tokens`); a page id outside the pool is never written.
 
 A request's tokens depend on its own seed, positions and logits, never on who shares its batch. Next: `decoder`, then
-`sampling`; `kernels.pallas.paged_attention.api` is what `Attention` is made of.
+`attention` and `sampling`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, Key
 
-from kernels.pallas.paged_attention import api as paged_attention
-from nanoserve.model import decoder, sharding
+from nanoserve.model import decoder
+from nanoserve.model.attention import Attend, PagedAttention, attention_for
 from nanoserve.model.params import Params
+from nanoserve.model.pool import KvPool, empty_pool
 from nanoserve.model.sampling import SamplingParams, sample
 from nanoserve.specs.models import ModelSpec
 
@@ -34,11 +34,11 @@ class DeviceState:
     """What a running engine keeps on the device.
 
     Attributes:
-      kv: pages of every layer; `[..., 0, :]` are keys after RoPE and `[..., 1, :]` values.
+      pool: pages of every layer, [L, P, p, K, 2, h].
       last_tokens: the newest token of each slot, and one scratch entry for padding rows.
     """
 
-    kv: Float[Array, "L P p K 2 h"]
+    pool: KvPool
     last_tokens: Int32[Array, " slots+1"]
 
 
@@ -86,13 +86,6 @@ class PrefillRows:
     sampling: SamplingParams
 
 
-class Attention(NamedTuple):
-    """The two attention functions of a model, with its scale and window already bound (`attention_for` makes one)."""
-
-    decode: Callable[..., Float[Array, "B H h"]]
-    prefill: Callable[..., Float[Array, "T H h"]]
-
-
 Stepped = tuple[DeviceState, Int32[Array, " R"], Float[Array, " R"]]  # state, tokens, and their log-probabilities
 
 
@@ -105,35 +98,17 @@ def init_state(spec: ModelSpec, *, pages: int, page_tokens: int, slots: int, dty
       slots: most sequences at once; the scratch slot comes on top.
       dtype: of the KV pages.
     """
-    shape = (spec.layers, pages, page_tokens, spec.kv_heads, 2, spec.head_size)
-    return DeviceState(jnp.zeros(shape, dtype), jnp.zeros(slots + 1, jnp.int32))
-
-
-def state_shardings(mesh: Mesh, spec: ModelSpec) -> DeviceState:
-    """Where each part of a state lives on a mesh: pages are cut along KV heads, last tokens are on every chip."""
-    pool = sharding.kv_sharding(mesh, spec)
-    return DeviceState(pool, NamedSharding(mesh, PartitionSpec()))  # type: ignore[arg-type]
-
-
-def attention_for(spec: ModelSpec, implementation: str = "auto") -> Attention:
-    """Paged attention with the model's scale and window.
-
-    Raises:
-      ConfigError: for an implementation that does not exist.
-    """
-    bound = {
-        "scale": spec.head_size**-0.5,
-        "window": spec.sliding_window_tokens,
-        "implementation": paged_attention.resolve(implementation),
-    }
-    return Attention(
-        functools.partial(paged_attention.decode_attention, **bound),
-        functools.partial(paged_attention.prefill_attention, **bound),
-    )
+    pool = empty_pool(spec, pages=pages, page_tokens=page_tokens, dtype=dtype)
+    return DeviceState(pool, jnp.zeros(slots + 1, jnp.int32))
 
 
 def prefill_step(
-    spec: ModelSpec, attention: Attention, params: Params, state: DeviceState, prefill: PrefillRows, key: Key[Array, ""]
+    spec: ModelSpec,
+    attention: PagedAttention,
+    params: Params,
+    state: DeviceState,
+    prefill: PrefillRows,
+    key: Key[Array, ""],
 ) -> Stepped:
     """Writes the chunks' KV and samples after each of them. Donates `state`.
 
@@ -144,7 +119,12 @@ def prefill_step(
 
 
 def decode_step(
-    spec: ModelSpec, attention: Attention, params: Params, state: DeviceState, decode: DecodeRows, key: Key[Array, ""]
+    spec: ModelSpec,
+    attention: PagedAttention,
+    params: Params,
+    state: DeviceState,
+    decode: DecodeRows,
+    key: Key[Array, ""],
 ) -> Stepped:
     """Writes each row's last token and samples the next. Donates `state`.
 
@@ -156,7 +136,7 @@ def decode_step(
 
 def mixed_step(
     spec: ModelSpec,
-    attention: Attention,
+    attention: PagedAttention,
     params: Params,
     state: DeviceState,
     decode: DecodeRows,
@@ -174,7 +154,7 @@ def mixed_step(
 
 def decode_loop(
     spec: ModelSpec,
-    attention: Attention,
+    attention: PagedAttention,
     params: Params,
     state: DeviceState,
     decode: DecodeRows,
@@ -223,21 +203,20 @@ class Steps:
     decode_loop: DecodeLoop
 
 
-def make_steps(spec: ModelSpec, *, attention: Attention | None = None, mesh: Mesh | None = None) -> Steps:
+def make_steps(spec: ModelSpec, *, attention: PagedAttention | None = None, places: DeviceState | None = None) -> Steps:
     """Binds the entry points to a model and jits them; nothing compiles until they are called or lowered.
 
     Args:
       spec: the model.
       attention: how to attend; `attention_for(spec)` where None.
-      mesh: where tensor parallelism runs; pins the returned state to `state_shardings`, so that donation always matches
-        and a step never sees a layout it was not compiled for.
+      places: where each part of a state lives (`sharding.state_places`). Pins the returned state to it, so that
+        donation always matches and a step never sees a layout it was not compiled for.
     """
     attention = attention or attention_for(spec)
 
     def entry(step, **options):
-        if mesh is not None:
-            everywhere = NamedSharding(mesh, PartitionSpec())
-            options["out_shardings"] = (state_shardings(mesh, spec), everywhere, everywhere)
+        if places is not None:
+            options["out_shardings"] = (places, places.last_tokens, places.last_tokens)
         return jax.jit(functools.partial(step, spec, attention), donate_argnames="state", **options)
 
     return Steps(
@@ -255,36 +234,37 @@ class _Batch:
     tokens_T: Int32[Array, " T"]
     positions_T: Int32[Array, " T"]
     pages_T: Int32[Array, " T"]  # the page that takes the token's K and V; P where none does
-    attend: decoder.Attend
+    attend: Attend
     last_R: Int32[Array, " R"]  # index of the token that row r samples after
     slots_R: Int32[Array, " R"]
     sampling: SamplingParams
 
 
 def _advance(spec: ModelSpec, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]) -> Stepped:
-    x_TD, kv = decoder.forward(spec, params, state.kv, batch.tokens_T, batch.positions_T, batch.pages_T, batch.attend)
+    tokens = batch.tokens_T, batch.positions_T, batch.pages_T
+    x_TD, pool = decoder.forward(spec, params, state.pool, *tokens, batch.attend)
     logits_RV = decoder.logits(spec, params, x_TD[batch.last_R])
     next_positions_R = batch.positions_T[batch.last_R] + 1
     tokens_R, logprobs_R = sample(logits_RV, batch.sampling, next_positions_R, key)
     last_tokens = state.last_tokens.at[batch.slots_R].set(tokens_R)
-    return DeviceState(kv, last_tokens), tokens_R, logprobs_R
+    return DeviceState(pool, last_tokens), tokens_R, logprobs_R
 
 
-def _decode_batch(attention: Attention, state: DeviceState, rows: DecodeRows) -> _Batch:
+def _decode_batch(attention: PagedAttention, state: DeviceState, rows: DecodeRows) -> _Batch:
     kv_lens_B = jnp.where(rows.active_B, rows.positions_B + 1, 0)
     index_B = jnp.arange(rows.slots_B.shape[0])
     return _Batch(
         tokens_T=state.last_tokens[rows.slots_B],
         positions_T=rows.positions_B,
         pages_T=_pages(state, rows.page_table_BN, index_B, rows.positions_B, rows.active_B),
-        attend=lambda q_BHh, pages, first: attention.decode(q_BHh, pages, rows.page_table_BN + first, kv_lens_B),
+        attend=attention.decode(state.pool, rows.page_table_BN, kv_lens_B),
         last_R=index_B,
         slots_R=_kept(state, rows.slots_B, rows.active_B),
         sampling=rows.sampling,
     )
 
 
-def _prefill_batch(attention: Attention, state: DeviceState, rows: PrefillRows) -> _Batch:
+def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillRows) -> _Batch:
     index_T = jnp.arange(rows.tokens_T.shape[0])
     row_T = jnp.searchsorted(rows.cu_q_lens, index_T, side="right") - 1
     real_T = index_T < rows.cu_q_lens[-1]
@@ -292,9 +272,7 @@ def _prefill_batch(attention: Attention, state: DeviceState, rows: PrefillRows) 
         tokens_T=rows.tokens_T,
         positions_T=rows.positions_T,
         pages_T=_pages(state, rows.page_table_RN, row_T, rows.positions_T, real_T),
-        attend=lambda q_THh, pages, first: attention.prefill(
-            q_THh, pages, rows.page_table_RN + first, rows.kv_lens_R, rows.cu_q_lens
-        ),
+        attend=attention.prefill(state.pool, len(index_T), rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens),
         last_R=jnp.maximum(rows.cu_q_lens[1:] - 1, 0),
         slots_R=_kept(state, rows.slots_R, rows.samples_R),
         sampling=rows.sampling,
@@ -304,12 +282,9 @@ def _prefill_batch(attention: Attention, state: DeviceState, rows: PrefillRows) 
 def _joined(first: _Batch, second: _Batch) -> _Batch:
     split = first.tokens_T.shape[0]
 
-    def attend(q_THh, pages, first_page):
-        decoded, prefilled = (
-            first.attend(q_THh[:split], pages, first_page),
-            second.attend(q_THh[split:], pages, first_page),
-        )
-        return jnp.concatenate([decoded, prefilled])
+    def attend(q_THh, pool, first_page):
+        decoded = first.attend(q_THh[:split], pool, first_page)
+        return jnp.concatenate([decoded, second.attend(q_THh[split:], pool, first_page)])
 
     def both(a, b):
         return jnp.concatenate([a, b])
@@ -331,7 +306,7 @@ def _pages(state: DeviceState, page_table_RN, row_T, positions_T, real_T) -> Int
     A position beyond the table reads P rather than the table's last entry, so a wrong plan loses a token's KV instead
     of overwriting another token's.
     """
-    _, pages, page_tokens = state.kv.shape[:3]
+    _, pages, page_tokens = state.pool.pages.shape[:3]
     entry_T = positions_T // page_tokens
     page_T = page_table_RN.at[row_T, entry_T].get(mode="fill", fill_value=pages)
     return jnp.where(real_T & (page_T >= 0), page_T, pages)

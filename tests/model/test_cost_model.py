@@ -102,6 +102,6 @@ def test_kv_bytes_are_those_of_the_pages_a_step_reads_and_writes(name):
     pool_tokens = PAGES * PAGE_TOKENS
     counts = StepCounts(decode_seqs=1, decode_kv_tokens=pool_tokens, decode_window_tokens=pool_tokens, sampled=1)
     priced = totals(step_ops(spec, CHIP, BF16, counts))
-    pool_bytes = state.kv.size * state.kv.dtype.itemsize
+    pool_bytes = state.pool.pages.size * state.pool.pages.dtype.itemsize
     assert priced.kv_read_bytes == pool_bytes
     assert priced.kv_write_bytes * pool_tokens == pool_bytes

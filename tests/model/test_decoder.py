@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanoserve.model.decoder import ACTIVATIONS, rms_norm, write_kv
+from nanoserve.model.decoder import ACTIVATIONS, rms_norm
 from nanoserve.model.flops import dot_general_flops
 from nanoserve.model.params import abstract
 from nanoserve.model.rope import frequencies, rotate, rotation
@@ -60,14 +60,6 @@ def test_activations_match_their_definitions():
     np.testing.assert_allclose(ACTIVATIONS["silu"](x), x / (1 + np.exp(-x)), atol=1e-6)
     np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-6)
     assert 1e-5 < np.abs(ACTIVATIONS["gelu"](x) - tanh).max() < 1e-3
-
-
-def test_write_kv_puts_keys_and_values_where_they_belong():
-    k, v = np.ones((3, 2, 4), np.float32), 2 * np.ones((3, 2, 4), np.float32)
-    pages = write_kv(jnp.zeros((5, 4, 2, 2, 4)), k, v, jnp.array([0, 6, 3]), jnp.array([4, 1, 5]))
-    written = np.argwhere(np.asarray(pages).any(axis=(2, 3, 4)))
-    assert written.tolist() == [[1, 2], [4, 0]]  # page 5 of 5 is dropped
-    assert (pages[4, 0, :, 0] == 1).all() and (pages[4, 0, :, 1] == 2).all()
 
 
 def layer_flops(spec, tokens: int) -> dict[str, int]:

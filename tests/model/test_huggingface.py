@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from nanoserve.model import decoder
+from nanoserve.model.attention import attention_for
 from nanoserve.model.params import Params, from_tensors
 from nanoserve.model.sampling import greedy
-from nanoserve.model.step import DecodeRows, PrefillRows, attention_for, init_state, make_steps
+from nanoserve.model.step import DecodeRows, PrefillRows, init_state, make_steps
 from nanoserve.specs.models import ModelSpec
 from nanoserve.weights.open import open_weights, spec_of
 
@@ -31,27 +32,24 @@ def load(name: str) -> tuple[ModelSpec, Params, dict]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_chunk(spec: ModelSpec, params: Params, kv, tokens_T, positions_T):
+def run_chunk(spec: ModelSpec, params: Params, pool, tokens_T, positions_T):
     """Logits of one chunk of the only sequence, and the new pages; a chunk of one token is a decode step."""
     attention, table = attention_for(spec), jnp.array([TABLE], jnp.int32)
     kv_len, count = positions_T[-1:] + 1, len(tokens_T)
-
-    def attend(q_THh, pages, first):
-        if count == 1:
-            return attention.decode(q_THh, pages, table + first, kv_len)
-        return attention.prefill(q_THh, pages, table + first, kv_len, jnp.array([0, count], jnp.int32))
-
+    bounds = jnp.array([0, count], jnp.int32)
+    one = count == 1
+    attend = attention.decode(pool, table, kv_len) if one else attention.prefill(pool, count, table, kv_len, bounds)
     pages_T = table[0, positions_T // PAGE_TOKENS]
-    x_TD, kv = decoder.forward(spec, params, kv, tokens_T, positions_T, pages_T, attend)
-    return decoder.logits(spec, params, x_TD), kv
+    x_TD, pool = decoder.forward(spec, params, pool, tokens_T, positions_T, pages_T, attend)
+    return decoder.logits(spec, params, x_TD), pool
 
 
 def paged_logits(spec: ModelSpec, params: Params, tokens: list[int], ends: list[int]) -> np.ndarray:
     """Logits [tokens, V] computed in chunks that end at `ends`, each over the pages that the ones before it wrote."""
-    kv = init_state(spec, pages=PAGES, page_tokens=PAGE_TOKENS, slots=1, dtype=jnp.float32).kv
+    pool = init_state(spec, pages=PAGES, page_tokens=PAGE_TOKENS, slots=1, dtype=jnp.float32).pool
     parts = []
     for start, end in zip([0, *ends], ends, strict=False):
-        logits, kv = run_chunk(spec, params, kv, np.array(tokens[start:end]), np.arange(start, end))
+        logits, pool = run_chunk(spec, params, pool, np.array(tokens[start:end]), np.arange(start, end))
         parts.append(np.asarray(logits))
     return np.concatenate(parts)
 

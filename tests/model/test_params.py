@@ -44,11 +44,12 @@ def test_heads_of_the_checkpoint_land_in_their_kv_group():
     source = RandomTensors(TINY, seed=1, dtype=np.float32)
     layer = from_tensors(TINY, source, jnp.float32).layers
     h, x = TINY.head_size, np.random.default_rng(0).standard_normal(TINY.hidden).astype(np.float32)
+    wqkv_DKJh = layer.wqkv[1].reshape(TINY.hidden, TINY.kv_heads, TINY.query_groups + 2, h)
     for part, heads in (("q", TINY.heads), ("k", TINY.kv_heads), ("v", TINY.kv_heads)):
         plain = source.read(f"model.layers.1.self_attn.{part}_proj.weight") @ x
         for head in range(heads):
             group, place = {"q": divmod(head, TINY.query_groups), "k": (head, -2), "v": (head, -1)}[part]
-            got = x @ layer.wqkv[1, :, group, place]
+            got = x @ wqkv_DKJh[:, group, place]
             np.testing.assert_allclose(got, plain[head * h : (head + 1) * h], atol=1e-5)
 
 

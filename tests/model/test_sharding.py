@@ -19,6 +19,8 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import re, jax, numpy as np
 from nanoserve.model import sharding, step
+from nanoserve.model.attention import attention_for
+from nanoserve.model.places import state_places
 from tests.model.factories import *
 
 mesh = sharding.make_mesh(jax.devices())
@@ -39,15 +41,16 @@ def run(mixed, params, state):
 
 _, want = run(step.make_steps(TINY).mixed, random_params(), empty_state())
 params = jax.device_put(random_params(), sharding.shardings(mesh, TINY))
-state = jax.device_put(empty_state(), step.state_shardings(mesh, TINY))
-mixed = step.make_steps(TINY, mesh=mesh).mixed
+places = state_places(TINY, "xla", "float32", mesh)
+state = jax.device_put(empty_state(), places)
+mixed = step.make_steps(TINY, attention=attention_for(TINY, "xla", mesh), places=places).mixed
 program = mixed.lower(params, state, decode_rows([], [], rows=2), prompts, KEY).compile()
 state, found = run(program, params, state)
 
 for (tokens, logprobs), (tokens_wanted, logprobs_wanted) in zip(found, want):
     np.testing.assert_array_equal(tokens, tokens_wanted)
     np.testing.assert_allclose(logprobs, logprobs_wanted, atol=1e-5)
-assert state.kv[0].addressable_shards[0].data.shape[2] == TINY.kv_heads // 2
+assert state.pool.pages[0].addressable_shards[0].data.shape[2] == TINY.kv_heads // 2
 
 scopes = re.findall('all-[a-z]+[(].*op_name="([^"]*)"', program.as_text())
 for part in ("attention/out", "mlp"):
@@ -66,9 +69,7 @@ def test_two_devices_give_the_tokens_of_one_with_two_reductions_a_layer():
 
 
 def test_only_kv_heads_ffn_and_vocabulary_are_cut():
-    assert partition_spec(("hidden", "kv_heads", "queries_key_value", "head_size")) == PartitionSpec(
-        None, "tensor", None, None
-    )
+    assert partition_spec(("hidden", "qkv")) == PartitionSpec(None, "tensor")
     assert partition_spec(("hidden",)) == PartitionSpec(None)
     cut = jax.tree.leaves(shardings(make_mesh(jax.devices()[:1]), TINY))
     assert sum("tensor" in sharding.spec for sharding in cut) == 2 + 4

@@ -57,7 +57,7 @@ def test_decode_loop_is_decode_steps_bit_for_bit():
         np.testing.assert_array_equal(tokens[index, :2], tokens_B[:2])
         np.testing.assert_array_equal(logprobs[index, :2], logprobs_B[:2])
     assert not tokens[4:].any()
-    jax.tree.map(np.testing.assert_array_equal, looped.kv, state.kv)
+    jax.tree.map(np.testing.assert_array_equal, looped.pool, state.pool)
     np.testing.assert_array_equal(looped.last_tokens[:SLOTS], state.last_tokens[:SLOTS])
 
 
@@ -67,7 +67,7 @@ def test_a_prompt_in_chunks_gives_the_tokens_of_the_whole_prompt():
     for start, end in ((0, 3), (3, 8), (8, 12)):
         state, tokens, _ = STEPS.prefill(PARAMS, state, prefill_rows([(C, start, end)], tokens=32, rows=3), KEY)
     assert tokens[0] == want[0] == state.last_tokens[C.slot]
-    for pages, other in zip(whole.kv, state.kv, strict=True):
+    for pages, other in zip(whole.pool.pages, state.pool.pages, strict=True):
         np.testing.assert_allclose(pages, other, atol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_a_mixed_step_is_a_decode_step_and_a_prefill_step():
     assert tokens[3] == chunk_tokens[0]
     np.testing.assert_allclose(logprobs[3], chunk_logprobs[0], atol=LOGPROB_TOLERANCE)
     np.testing.assert_array_equal(mixed.last_tokens[:SLOTS], state.last_tokens[:SLOTS])
-    for pages, other in zip(mixed.kv, state.kv, strict=True):
+    for pages, other in zip(mixed.pool.pages, state.pool.pages, strict=True):
         np.testing.assert_allclose(pages, other, atol=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_padding_writes_no_page_and_no_slot():
     before = copied(state)
     state, _, _ = STEPS.prefill(PARAMS, state, prefill_rows([], tokens=32, rows=3), KEY)
     state, _, _ = STEPS.decode(PARAMS, state, decode_rows([], [], rows=3), KEY)
-    jax.tree.map(np.testing.assert_array_equal, state.kv, before.kv)
+    jax.tree.map(np.testing.assert_array_equal, state.pool, before.pool)
     np.testing.assert_array_equal(state.last_tokens[:SLOTS], before.last_tokens[:SLOTS])
 
 
@@ -121,14 +121,14 @@ def test_a_token_without_a_page_is_not_written_anywhere(position):
     state, _ = prefilled(A)
     before = copied(state)
     state, _, _ = STEPS.decode(PARAMS, state, decode_rows([A], [position], rows=3), KEY)
-    jax.tree.map(np.testing.assert_array_equal, state.kv, before.kv)
+    jax.tree.map(np.testing.assert_array_equal, state.pool, before.pool)
 
 
 def test_a_step_writes_only_the_pages_it_was_given():
     state, _ = prefilled(A, B)
     before = copied(state)
     state, _, _ = STEPS.decode(PARAMS, state, decode_rows([A], [9], rows=3), KEY)
-    for pages, old in zip(state.kv, before.kv, strict=True):
+    for pages, old in zip(state.pool.pages, before.pool.pages, strict=True):
         changed = np.argwhere((np.asarray(pages) != np.asarray(old)).any(axis=(2, 3, 4)))
         assert changed.tolist() == [[A.pages[2], 1]]  # position 9 is offset 1 of the third page
 
@@ -140,9 +140,9 @@ def test_no_layers_pages_are_copied():
     state = jax.eval_shape(lambda: init_state(wide, pages=20000, page_tokens=4, slots=SLOTS, dtype=jnp.float32))
     rows = decode_rows([A], [9], rows=3)
     memory = make_steps(wide).decode_loop.lower(params, state, rows, 2, KEY, max_steps=6).compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= 4 * state.kv.size
+    assert memory.alias_size_in_bytes >= 4 * state.pool.pages.size
     one_layer = sum(leaf.size for leaf in jax.tree.leaves(params.layers)) // wide.layers
-    assert memory.temp_size_in_bytes < 4 * min(2 * one_layer, state.kv.size // wide.layers)
+    assert memory.temp_size_in_bytes < 4 * min(2 * one_layer, state.pool.pages.size // wide.layers)
 
 
 def test_a_step_consumes_its_state():
@@ -167,5 +167,5 @@ def test_bf16_weights_and_pages_stay_close_to_f32():
     _, _, exact = STEPS.prefill(PARAMS, empty_state(), prefill, KEY)
     rounded = random_params(dtype=jnp.bfloat16)
     state, _, logprobs = STEPS.prefill(rounded, empty_state(dtype=jnp.bfloat16), prefill, KEY)
-    assert state.kv.dtype == jnp.bfloat16
+    assert state.pool.pages.dtype == jnp.bfloat16
     np.testing.assert_allclose(logprobs[:2], exact[:2], atol=0.1)

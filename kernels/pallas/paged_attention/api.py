@@ -10,17 +10,20 @@ factor for each key and each value. Every implementation keeps four promises:
 3. A row of length 0, and a token past the last chunk, gives zeros.
 4. Scores and sums are float32; only the result is rounded to the query's dtype.
 
+A model's layers may share one array, a layer's pages being those from `first_page` on; and they share what depends on
+lengths alone, which `decode_work` and `prefill_work` make once a step.
+
 Next: `reference` (NumPy, plain loops), `xla` (any chip), `tpu` and `gpu` (Mosaic), `arg_specs` (the shapes that
 tests and benchmarks share).
 """
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Num
 
 from kernels.pallas.paged_attention import gpu, gpu_interpret, tpu, tpu_interpret, xla
 from nanoserve.specs.errors import ConfigError, nearest
@@ -32,26 +35,99 @@ IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "pallas_gpu": gpu,
     "pallas_gpu_interpret": gpu_interpret,
 }
+NATIVE: Mapping[str, str] = {"tpu": "pallas_tpu", "hopper": "pallas_gpu"}  # of `compat.kernel_target`
+AUTO = "auto"
+
+Work = Any  # a pytree of integer arrays, known to the implementation that made it alone
+Shaped = Any  # an array, or a `jax.ShapeDtypeStruct`: only shape and dtype are looked at
 
 
-def resolve(implementation: str) -> str:
-    """The implementation that a name stands for: `auto` is the fastest that runs here, today always `xla`.
+class Choice(NamedTuple):
+    """An implementation, and why it was picked."""
+
+    name: str
+    why: str
+
+
+def choose(
+    implementation: str,
+    target: str,
+    q: Shaped,
+    kv_pages: Shaped,
+    page_table: Shaped,
+    kv_scales: Shaped | None = None,
+) -> Choice:
+    """The implementation that a name stands for: `auto` is the kernel for the target if it serves these shapes.
+
+    Args:
+      implementation: a name in `IMPLEMENTATIONS`, which is never replaced by another, or `auto`.
+      target: what will run it, as `compat.kernel_target` says.
+      q, kv_pages, page_table, kv_scales: shapes of a call on one chip.
 
     Raises:
-      ConfigError: for a name that is not one of `IMPLEMENTATIONS` or `auto`. A name is never replaced by another.
+      ConfigError: for a name that does not exist, and for a name that cannot serve these shapes.
     """
-    if implementation == "auto":
-        return "xla"
+    if implementation == AUTO:
+        native = NATIVE.get(target)
+        if native is None:
+            return Choice("xla", f"there is no kernel for {target or 'this device'}")
+        reason = IMPLEMENTATIONS[native].why_not(q, kv_pages, page_table, kv_scales)
+        return Choice("xla", reason) if reason else Choice(native, f"it is the kernel for {target}")
     if implementation not in IMPLEMENTATIONS:
-        hint = nearest(implementation, ["auto", *IMPLEMENTATIONS])
+        hint = nearest(implementation, [AUTO, *IMPLEMENTATIONS])
         raise ConfigError(f"paged attention has no implementation '{implementation}'.{hint}")
-    return implementation
+    if reason := IMPLEMENTATIONS[implementation].why_not(q, kv_pages, page_table, kv_scales):
+        raise ConfigError(f"paged attention '{implementation}' cannot be used: {reason}. Use xla or auto")
+    return Choice(implementation, "it was asked for")
+
+
+def pool_order(implementation: str, dtype) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """How an implementation wants the pool to lie in memory; a pool that lies otherwise is copied at every call.
+
+    Returns:
+      The axes of `kv_pages` and of `kv_scales` from the outermost to the innermost, or None where any order will do.
+    """
+    return _module(implementation).pool_order(jnp.dtype(dtype))
+
+
+@jax.named_scope("decode_work")
+def decode_work(
+    q_BHh: Shaped,
+    kv_pages: Shaped,
+    page_table_BN: Int32[Array, "B N"],
+    kv_lens_B: Int32[Array, " B"],
+    *,
+    window: int | None = None,
+    implementation: str = AUTO,
+) -> Work:
+    """What `decode_attention` derives from lengths and shapes, for all layers that share them.
+
+    Args:
+      q_BHh, kv_pages: shapes of the call; pages are those of one layer.
+      page_table_BN, kv_lens_B, window, implementation: as for `decode_attention`.
+    """
+    return _module(implementation).decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, window=window)
+
+
+@jax.named_scope("prefill_work")
+def prefill_work(
+    q_THh: Shaped,
+    kv_pages: Shaped,
+    page_table_RN: Int32[Array, "R N"],
+    kv_lens_R: Int32[Array, " R"],
+    cu_q_lens: Int32[Array, " R+1"],
+    *,
+    window: int | None = None,
+    implementation: str = AUTO,
+) -> Work:
+    """What `prefill_attention` derives from lengths and shapes; see `decode_work`."""
+    return _module(implementation).prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, window=window)
 
 
 @jax.named_scope("decode_attention")
 def decode_attention(
     q_BHh: Float[Array, "B H h"],
-    kv_pages: Float[Array, "P p K 2 h"],
+    kv_pages: Num[Array, "P p K 2 h"],
     page_table_BN: Int32[Array, "B N"],
     kv_lens_B: Int32[Array, " B"],
     *,
@@ -59,40 +135,43 @@ def decode_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Float[Array, "P p K 2"] | None = None,
-    implementation: str = "auto",
+    first_page: Int32[Array, ""] | int = 0,
+    work: Work | None = None,
+    implementation: str = AUTO,
 ) -> Float[Array, "B H h"]:
     """One query per sequence, at its last position.
 
     Args:
       q_BHh: queries; head H = K G, in K groups of G.
-      kv_pages: the layer's pool.
+      kv_pages: the layer's pool, or that of many layers.
       page_table_BN: pages of each sequence, in order.
       kv_lens_B: positions written, the query's own included; 0 for a padding row.
       scale: factor on the scores, usually `h**-0.5`.
       window: positions a query sees, its own included; None for all.
       soft_cap: scores become `cap * tanh(score / cap)`; None for no cap.
       kv_scales: float32 factor of each key and each value of int8 or float8 pages; None where pages hold the numbers.
-      implementation: a name in `IMPLEMENTATIONS`, or `auto`.
+      first_page: added to every entry of the page table.
+      work: what `decode_work` made of the same rows, window and implementation; None makes it here.
+      implementation: a name in `IMPLEMENTATIONS`; `auto` is `xla` (`choose` knows better).
 
     Returns:
       The attended values, in the query's dtype.
 
     Raises:
-      ConfigError: for an implementation that does not exist.
+      ConfigError: for an implementation that does not exist, or that does not serve these shapes.
       ValueError: for shapes that do not fit together.
     """
     _check(q_BHh, kv_pages, page_table_BN, kv_lens_B, window, kv_scales)
     if q_BHh.shape[0] != kv_lens_B.shape[0]:
         raise ValueError(f"{q_BHh.shape[0]} queries for {kv_lens_B.shape[0]} sequences")
-    run = IMPLEMENTATIONS[resolve(implementation)].decode_attention
-    options = _options(scale, window, soft_cap, kv_scales)
-    return run(q_BHh, kv_pages, page_table_BN, kv_lens_B, **options)
+    options = _options(scale, window, soft_cap, kv_scales, first_page, work)
+    return _module(implementation).decode_attention(q_BHh, kv_pages, page_table_BN, kv_lens_B, **options)
 
 
 @jax.named_scope("prefill_attention")
 def prefill_attention(
     q_THh: Float[Array, "T H h"],
-    kv_pages: Float[Array, "P p K 2 h"],
+    kv_pages: Num[Array, "P p K 2 h"],
     page_table_RN: Int32[Array, "R N"],
     kv_lens_R: Int32[Array, " R"],
     cu_q_lens: Int32[Array, " R+1"],
@@ -101,37 +180,47 @@ def prefill_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Float[Array, "P p K 2"] | None = None,
-    implementation: str = "auto",
+    first_page: Int32[Array, ""] | int = 0,
+    work: Work | None = None,
+    implementation: str = AUTO,
 ) -> Float[Array, "T H h"]:
     """Causal attention of prompt chunks laid end to end, over the KV that they and earlier chunks wrote.
 
     Args:
       q_THh: queries; those of row r are `q_THh[cu_q_lens[r]:cu_q_lens[r + 1]]`, the last at position
         `kv_lens_R[r] - 1`. Tokens from `cu_q_lens[-1]` on are padding.
-      kv_pages: the layer's pool.
+      kv_pages: the layer's pool, or that of many layers.
       page_table_RN: pages of each sequence, in order.
       kv_lens_R: positions written, the chunk's own included.
       cu_q_lens: chunk boundaries, starting at 0; an empty chunk is a padding row.
-      scale, window, soft_cap, kv_scales, implementation: as for `decode_attention`.
+      scale, window, soft_cap, kv_scales, first_page, work, implementation: as for `decode_attention`.
 
     Returns:
       The attended values, in the query's dtype.
 
     Raises:
-      ConfigError: for an implementation that does not exist.
+      ConfigError: for an implementation that does not exist, or that does not serve these shapes.
       ValueError: for shapes that do not fit together.
     """
     _check(q_THh, kv_pages, page_table_RN, kv_lens_R, window, kv_scales)
     if cu_q_lens.shape != (kv_lens_R.shape[0] + 1,):
         raise ValueError(f"{kv_lens_R.shape[0]} sequences need {kv_lens_R.shape[0] + 1} boundaries: {cu_q_lens.shape}")
-    run = IMPLEMENTATIONS[resolve(implementation)].prefill_attention
-    options = _options(scale, window, soft_cap, kv_scales)
-    return run(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, **options)
+    options = _options(scale, window, soft_cap, kv_scales, first_page, work)
+    return _module(implementation).prefill_attention(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, **options)
 
 
-def _options(scale, window, soft_cap, kv_scales) -> dict[str, Any]:
+def _module(implementation: str) -> ModuleType:
+    if implementation == AUTO:
+        return xla
+    if implementation not in IMPLEMENTATIONS:
+        hint = nearest(implementation, [AUTO, *IMPLEMENTATIONS])
+        raise ConfigError(f"paged attention has no implementation '{implementation}'.{hint}")
+    return IMPLEMENTATIONS[implementation]
+
+
+def _options(scale, window, soft_cap, kv_scales, first_page, work) -> dict[str, Any]:
     """Keyword arguments of an implementation; a kernel never sees an operand that is not there."""
-    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap, "first_page": first_page, "work": work}
     return options if kv_scales is None else options | {"kv_scales": kv_scales}
 
 

@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, Int32
 from kernels.pallas.paged_attention import gpu_decode, gpu_prefill, gpu_tuning, gpu_work
 from kernels.pallas.paged_attention.gpu_pipeline import HIDDEN, ROWS, Static
 from kernels.pallas.paged_attention.gpu_tuning import Blocks
+from kernels.pallas.paged_attention.gpu_work import WorkList
 from nanoserve.specs.errors import ConfigError
 
 DTYPES = ("bfloat16", "float16")
-DECODE_HEAD_SIZES = (64, 96, 128, 256)
-PREFILL_HEAD_SIZES = tuple(gpu_prefill.STAGED_COLUMNS)
+HEAD_SIZES = (64, 96, 128, 256)
 TILE_ROWS = 8  # what the TMA moves at least, of queries and of a page
 
 STATIC = ("scale", "window", "soft_cap", "blocks", "interpret")
@@ -39,6 +39,8 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    first_page: Int32[Array, ""] | int = 0,
+    work: WorkList | None = None,
     blocks: Blocks | None = None,
     interpret=None,
 ) -> Float[Array, "B H h"]:
@@ -47,7 +49,7 @@ def decode_attention(
     The G queries of a KV head are padded to a multiple of 8 in memory and to 64 in the matrix units.
 
     Args:
-      q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap: see there.
+      q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap, first_page, work: see there.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `plgpu.kernel` takes; `compat.gpu_interpreter()` to run on a CPU.
 
@@ -55,18 +57,17 @@ def decode_attention(
       ConfigError: for dtypes, head sizes, groups or pages that the kernel does not serve.
     """
     B, H, h = q_BHh.shape
-    _check_served("decode", q_BHh, kv_pages, DECODE_HEAD_SIZES)
+    _check_served(q_BHh, kv_pages, page_table_BN)
     blocks = blocks or gpu_tuning.decode_blocks(kv_pages, B, page_table_BN.shape[1])
     static = _static(blocks, kv_pages, interpret, scale, window, soft_cap)
     q_BKGh = q_BHh.reshape(B, kv_pages.shape[2], -1, h)
     G = q_BKGh.shape[2]
     q_BKGh = jnp.pad(q_BKGh, ((0, 0), (0, 0), (0, -G % TILE_ROWS), (0, 0)))
-    cuts_BS = gpu_work.decode_cuts(kv_lens_B, splits=blocks.splits, block_tokens=blocks.block_tokens, window=window)
-    work = gpu_work.decode_work_list(cuts_BS)
+    items, used_BS = work or decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, window=window, blocks=blocks)
     out_BSKGh, lse_BSKG = gpu_decode.call(
-        q_BKGh, kv_pages, page_table_BN, work, blocks.splits, blocks.thread_blocks, static, interpret
+        q_BKGh, kv_pages, page_table_BN + first_page, items, blocks.splits, blocks.thread_blocks, static, interpret
     )
-    out_BKGh = _combine(out_BSKGh, lse_BSKG, jnp.diff(cuts_BS, axis=1) > 0)
+    out_BKGh = _combine(out_BSKGh, lse_BSKG, used_BS)
     return out_BKGh[:, :, :G].reshape(B, H, h).astype(q_BHh.dtype)
 
 
@@ -81,15 +82,32 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    first_page: Int32[Array, ""] | int = 0,
+    work: WorkList | None = None,
     blocks: Blocks | None = None,
     interpret=None,
 ) -> Float[Array, "T H h"]:
     """See `api.prefill_attention`, and `decode_attention` here for `blocks`, `interpret` and errors."""
-    _check_served("prefill", q_THh, kv_pages, PREFILL_HEAD_SIZES)
+    _check_served(q_THh, kv_pages, page_table_RN)
     blocks = blocks or gpu_tuning.prefill_blocks(kv_pages)
     static = _static(blocks, kv_pages, interpret, scale, window, soft_cap)
-    work = gpu_work.prefill_work_list(kv_lens_R, cu_q_lens, tokens=q_THh.shape[0], tile_tokens=gpu_prefill.TILE_TOKENS)
+    work = work or prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens)
+    page_table_RN = page_table_RN + first_page
     return gpu_prefill.call(q_THh, kv_pages, page_table_RN, work, blocks.thread_blocks, static, interpret)
+
+
+def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window: int | None = None, blocks: Blocks | None = None):
+    """See `api.decode_work`: the work list, and which splits of each row are in it [B, S]."""
+    blocks = blocks or gpu_tuning.decode_blocks(kv_pages, q_BHh.shape[0], page_table_BN.shape[1])
+    cuts_BS = gpu_work.decode_cuts(kv_lens_B, splits=blocks.splits, block_tokens=blocks.block_tokens, window=window)
+    return gpu_work.decode_work_list(cuts_BS), jnp.diff(cuts_BS, axis=1) > 0
+
+
+def prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, window: int | None = None) -> WorkList:
+    """See `api.prefill_work`; windows are for the kernel to skip."""
+    return gpu_work.prefill_work_list(
+        kv_lens_R, cu_q_lens, tokens=q_THh.shape[0], tile_tokens=gpu_prefill.TILE_TOKENS
+    )
 
 
 def _combine(
@@ -119,17 +137,27 @@ def _static(blocks: Blocks, kv_pages, interpret, scale, window, soft_cap) -> Sta
     )
 
 
-def _check_served(kind: str, q, kv_pages, head_sizes: tuple[int, ...]) -> None:
-    """Refuses what Mosaic GPU or these kernels cannot do, with the reason."""
+def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
+    """What of a call Mosaic GPU or these kernels cannot do, or None where they serve it."""
     _, page_tokens, K, _, h = kv_pages.shape
-    if str(kv_pages.dtype) not in DTYPES or q.dtype != kv_pages.dtype:
-        raise ConfigError(
-            f"the GPU kernel for {kind} takes queries and pages of one dtype, {' or '.join(DTYPES)}, not {q.dtype} and "
-            f"{kv_pages.dtype}: choose the implementation 'xla', or store KV in the dtype of the activations"
+    if kv_scales is not None or str(kv_pages.dtype) not in DTYPES or q.dtype != kv_pages.dtype:
+        return (
+            f"the GPU kernels take queries and pages of one dtype, {' or '.join(DTYPES)}, not {q.dtype} and "
+            f"{kv_pages.dtype}; KV could be stored in the dtype of the activations"
         )
-    if h not in head_sizes:
-        raise ConfigError(f"the GPU kernel for {kind} has head sizes {head_sizes}, not {h}: choose 'xla'")
+    if h not in HEAD_SIZES:
+        return f"the GPU kernels have head sizes {HEAD_SIZES}, not {h}"
     if q.shape[1] // K > ROWS:
-        raise ConfigError(f"the GPU kernel for {kind} shares a KV head among {ROWS} queries, not {q.shape[1] // K}")
+        return f"the GPU kernels share a KV head among {ROWS} queries, not {q.shape[1] // K}"
     if page_tokens < TILE_ROWS or page_tokens & (page_tokens - 1):
-        raise ConfigError(f"the GPU kernel takes pages of 8, 16, 32, 64, ... tokens, not {page_tokens}")
+        return f"the GPU kernels take pages of 8, 16, 32, 64, ... tokens, not {page_tokens}"
+    return None
+
+
+def pool_order(dtype) -> None:
+    """The kernels read the pool in the order that XLA gives an argument anyway; see `api.pool_order`."""
+
+
+def _check_served(q, kv_pages, page_table) -> None:
+    if reason := why_not(q, kv_pages, page_table):
+        raise ConfigError(f"{reason}: choose the implementation 'xla'")

@@ -44,9 +44,9 @@ def call(q_BKGh, kv_pages, page_table_BN, work: WorkList, splits: int, blocks: i
     B, K, G, h = q_BKGh.shape
     results = pipeline.tiled((ROWS, h), jnp.float32), plgpu.SMEM((ROWS,), jnp.float32)
     scratch = [
-        plgpu.RefUnion(pipeline.tiled((ROWS, h), static.dtype), results),
+        plgpu.RefUnion(pipeline.tiled((static.slabs, ROWS, static.columns), static.dtype), results),
         pipeline.tiled((ROWS, static.block_tokens), static.dtype) if static.interpreted else None,
-        plgpu.Barrier(),
+        plgpu.Barrier(num_arrivals=static.slabs),
         pipeline.ring_scratch(static, consumers=1),
     ]
     return plgpu.kernel(
@@ -98,8 +98,11 @@ def _kernel(q_ref, kv_ref, page_table_ref, items_ref, count_ref, out_ref, lse_re
 
 
 def _load_queries(q_ref: Ref, q_s: Ref, q_full: Ref) -> None:
-    """Queries [G, h] of one head to the first rows of `q_s`."""
-    plgpu.copy_gmem_to_smem(q_ref, q_s.at[pl.ds(0, q_ref.shape[0])], q_full)
+    """Queries [G, h] of one head to the first rows of every slab of `q_s`."""
+    slabs, _, columns = q_s.shape
+    for slab in range(slabs):
+        part = q_ref.at[:, pl.ds(slab * columns, columns)]
+        plgpu.copy_gmem_to_smem(part, q_s.at[slab, pl.ds(0, q_ref.shape[0])], q_full)
     plgpu.barrier_wait(q_full)
 
 

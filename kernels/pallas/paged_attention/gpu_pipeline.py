@@ -66,6 +66,16 @@ class Static:
         """TMA boxes of K, and of V, in a block."""
         return self.block_tokens // self.box_tokens
 
+    @property
+    def columns(self) -> int:
+        """Columns of a slab of queries: those of a tile of `tiled`."""
+        return tile_columns(self.head_size, self.dtype)
+
+    @property
+    def slabs(self) -> int:
+        """Slabs that queries are cut into."""
+        return self.head_size // self.columns
+
     def edge(self, index, begin, end):
         """Whether block `index` holds a position outside `[begin, end)`."""
         return (index * self.block_tokens < begin) | ((index + 1) * self.block_tokens > end)
@@ -97,16 +107,21 @@ class Softmax(NamedTuple):
     total: jax.Array
 
 
+def tile_columns(columns: int, dtype) -> int:
+    """Columns of a tile of shared memory: as many of `columns` as one swizzle pattern spans."""
+    bits = 8 * jnp.dtype(dtype).itemsize
+    return 8 * plgpu.find_swizzle(columns * bits) // bits
+
+
 def tiled(shape: tuple[int, ...], dtype, rows: int = 8) -> Any:
     """Shared memory of `shape` in tiles of `rows`, swizzled against bank conflicts.
 
     Tiles are what the TMA fills and empties: 8 rows for operands of wgmma, 1 where a copy may begin at any row.
     """
-    bits = 8 * jnp.dtype(dtype).itemsize
-    swizzle = plgpu.find_swizzle(shape[-1] * bits)
-    tiling = plgpu.TilingTransform((rows, 8 * swizzle // bits))  # pyright: ignore[reportAbstractUsage]
-    transforms = (tiling, plgpu.SwizzleTransform(swizzle))  # pyright: ignore[reportAbstractUsage]
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
+    columns = tile_columns(shape[-1], dtype)
+    tiling = plgpu.TilingTransform((rows, columns))  # pyright: ignore[reportAbstractUsage]
+    swizzle = plgpu.SwizzleTransform(columns * jnp.dtype(dtype).itemsize)  # pyright: ignore[reportAbstractUsage]
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, swizzle))
 
 
 def ring_scratch(static: Static, consumers: int) -> Ring:
@@ -238,7 +253,7 @@ def attend_block(
 
     Args:
       softmax: of the blocks before.
-      q_s: queries in shared memory, [64, h].
+      q_s: queries in shared memory in slabs of columns, [slabs, 64, h / slabs].
       p_s: where weights go under the interpreter, [64, block_tokens]; None on a GPU.
       slot: of the ring.
       ring, static: see there.
@@ -248,7 +263,9 @@ def attend_block(
     plgpu.barrier_wait(ring.k_full.at[slot])
 
     def scores(accumulator):
-        plgpu.wgmma(accumulator, q_s, ring.k.at[slot].transpose((1, 0)))
+        for slab in range(static.slabs):
+            part = pl.ds(slab * static.columns, static.columns)
+            plgpu.wgmma(accumulator, q_s.at[slab], ring.k.at[slot, :, part].transpose((1, 0)))
         return accumulator[...]
 
     s = pl.run_scoped(scores, plgpu.WGMMAAccumulatorRef((ROWS, static.block_tokens), jnp.float32))

@@ -5,7 +5,7 @@ blocks, and a third fetches. As many thread blocks as the chip runs at once each
 a tile next to each other because a group of them shares its KV through L2.
 
 Rows of a tile beyond the chunk's end hold the next chunk's queries. They are computed with the rest, at no cost, and
-not written: the last tile of a chunk is copied out a row at a time. Padding tokens are tiles that see nothing, which
+not written: the last tile of a chunk is copied out in powers of two. Padding tokens are tiles that see nothing, which
 gives their zeros.
 
 Next: `gpu_pipeline`, `gpu_work`.
@@ -26,9 +26,9 @@ from kernels.pallas.paged_attention.gpu_work import WorkList
 CONSUMERS = 2
 TILE_TOKENS = CONSUMERS * ROWS
 CONSUMER_REGISTERS, FETCHER_REGISTERS = 232, 40
-# Columns copied in or out at a time, by head size: the largest is short of registers. Rows of 96 do not start at
-# multiples of 128 bytes, as the TMA wants.
-STAGED_COLUMNS = {64: 64, 128: 128, 256: 64}
+# A count of results is written as it is in binary, the most rows first: a copy of n rows starts at a multiple of 2n rows,
+# which is a multiple of 128 bytes, as the TMA wants, also where a row of a slab has 64.
+COPIED_ROWS = tuple(ROWS >> bit for bit in range(ROWS.bit_length()))
 
 
 def call(q_THh, kv_pages, page_table_RN, work: WorkList, blocks: int, static: Static, interpret):
@@ -46,10 +46,9 @@ def call(q_THh, kv_pages, page_table_RN, work: WorkList, blocks: int, static: St
       Results [T, H, h].
     """
     scratch = [
-        pipeline.tiled((CONSUMERS, ROWS, static.head_size), static.dtype),
+        _queries_scratch(static),
         pipeline.tiled((CONSUMERS, ROWS, static.block_tokens), static.dtype) if static.interpreted else None,
-        pipeline.tiled((CONSUMERS, ROWS, STAGED_COLUMNS[static.head_size]), static.dtype, rows=1),
-        plgpu.Barrier(num_barriers=CONSUMERS),
+        plgpu.Barrier(num_arrivals=static.slabs, num_barriers=CONSUMERS),
         plgpu.Barrier(num_arrivals=static.boxes),
         pipeline.ring_scratch(static, CONSUMERS),
     ]
@@ -67,9 +66,22 @@ def call(q_THh, kv_pages, page_table_RN, work: WorkList, blocks: int, static: St
     )(q_THh, kv_pages, page_table_RN, *work)
 
 
+def _queries_scratch(static: Static):
+    """Queries of each consumer, and later their results, in slabs of columns as wide as a swizzle pattern.
+
+    The TMA copies tiles of 8 rows from and to multiples of 8 only, and a chunk may start anywhere: it sees tiles of one
+    row. wgmma wants tiles of 8. In a slab of one tile's width both are the same bytes; the interpreter, which has no
+    tiles, gets one array for both.
+    """
+    shape = (CONSUMERS, static.slabs, ROWS, static.columns)
+    of_wgmma, of_tma = pipeline.tiled(shape, static.dtype), pipeline.tiled(shape, static.dtype, rows=1)
+    return (of_wgmma,) if static.interpreted else plgpu.RefUnion(of_wgmma, of_tma)
+
+
 def _kernel(q_ref, kv_ref, page_table_ref, items_ref, count_ref, out_ref, *scratch, static: Static):
     """One thread block: its three warpgroups walk the same tiles."""
-    q_s, p_s, staged_s, q_full, landing, ring = scratch
+    queries, p_s, q_full, landing, ring = scratch
+    of_wgmma, of_tma = queries[0], queries[-1]
     groups = q_ref.shape[1] // kv_ref.shape[2]
     warpgroup = lax.axis_index("warpgroup")
 
@@ -85,12 +97,12 @@ def _kernel(q_ref, kv_ref, page_table_ref, items_ref, count_ref, out_ref, *scrat
         def per_tile(tile, head, fetched):
             _, token, count, position = tile
             mine = jnp.clip(count - offset, 0, ROWS)
-            staged, queries = staged_s.at[warpgroup], q_s.at[warpgroup]
-            _load_queries(q_ref.at[:, head], token + offset, queries, staged, q_full.at[warpgroup])
+            _load_queries(q_ref.at[:, head], token + offset, of_tma.at[warpgroup], q_full.at[warpgroup])
             first, last = static.span(*_seen(position, count, static))
             own = static.span(*_seen(position + offset, mine, static))
+            queries = of_wgmma.at[warpgroup]
             softmax = _attend(queries, p_own, position + offset, (first, last), own, fetched - first, ring, static)
-            _store(softmax, mine, staged, out_ref.at[:, head], token + offset)
+            _store(softmax, mine, of_tma.at[warpgroup], out_ref.at[:, head], token + offset)
             return fetched + last - first
 
         walk(per_tile)
@@ -159,39 +171,29 @@ def _attend(q_s: Ref, p_s: Ref | None, position, tile, own, fetched, ring: Ring,
     return softmax
 
 
-def _load_queries(q_ref: Ref, token, q_s: Ref, staged_s: Ref, q_full: Ref) -> None:
-    """Queries [64, h] from `token` on to `q_s`; those beyond the last are zeros.
-
-    They come by way of tiles of one row: the TMA fills those of 8 from multiples of 8 only, and a chunk may start
-    anywhere.
-    """
-    columns = staged_s.shape[1]
-    for column in range(0, q_s.shape[1], columns):
-        part = pl.ds(column, columns)
-        plgpu.copy_gmem_to_smem(q_ref.at[pl.ds(token, ROWS), part], staged_s, q_full)
-        plgpu.barrier_wait(q_full)
-        q_s.at[:, part][...] = plgpu.load(staged_s, layout=plgpu.Layout.WGMMA)
-        plgpu.commit_smem()  # before wgmma reads it, and before the next part comes to where this one was read
+def _load_queries(q_ref: Ref, token, q_s: Ref, q_full: Ref) -> None:
+    """Queries [64, h] from `token` on to the slabs of `q_s`; those beyond the last are zeros."""
+    slabs, _, columns = q_s.shape
+    for slab in range(slabs):
+        part = pl.ds(slab * columns, columns)
+        plgpu.copy_gmem_to_smem(q_ref.at[pl.ds(token, ROWS), part], q_s.at[slab], q_full)
+    plgpu.barrier_wait(q_full)
 
 
-def _store(softmax: Softmax, count, staged_s: Ref, out_ref: Ref, token) -> None:
-    """The first `count` results to `out_ref[token:]`."""
-    values = pipeline.normalised(softmax).astype(staged_s.dtype)
-    columns = staged_s.shape[1]
-    for column in range(0, values.shape[1], columns):
-        part = pl.ds(column, columns)
-        staged_s[...] = values[:, column : column + columns]
-        plgpu.commit_smem()
+def _store(softmax: Softmax, count, out_s: Ref, out_ref: Ref, token) -> None:
+    """The first `count` results to `out_ref[token:]`, by way of where the queries were."""
+    values = pipeline.normalised(softmax).astype(out_s.dtype)
+    slabs, _, columns = out_s.shape
+    for slab in range(slabs):
+        out_s.at[slab][...] = values[:, slab * columns : (slab + 1) * columns]
+    plgpu.commit_smem()
+    for size in COPIED_ROWS:
 
-        @pl.when(count == ROWS)
-        def _(part=part):
-            plgpu.copy_smem_to_gmem(staged_s, out_ref.at[pl.ds(token, ROWS), part])
+        @pl.when((count & size) != 0)
+        def _(size=size):
+            row = pl.multiple_of(count & -(2 * size), 2 * size)
+            for slab in range(slabs):
+                part = out_ref.at[pl.ds(token + row, size), pl.ds(slab * columns, columns)]
+                plgpu.copy_smem_to_gmem(out_s.at[slab, pl.ds(row, size)], part)
 
-        @pl.when(count < ROWS)
-        def _(part=part):
-            def copy_row(row, _):
-                plgpu.copy_smem_to_gmem(staged_s.at[pl.ds(row, 1)], out_ref.at[pl.ds(token + row, 1), part])
-
-            lax.fori_loop(0, count, copy_row, None)
-
-        plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0)  # the next queries come to the same place

@@ -8,7 +8,7 @@ outside the loop over blocks. Sizes change how a result is summed, never what is
 import dataclasses
 
 from kernels.pallas.paged_attention.gpu_pipeline import ROWS
-from kernels.pallas.paged_attention.gpu_prefill import STAGED_COLUMNS, TILE_TOKENS
+from kernels.pallas.paged_attention.gpu_prefill import TILE_TOKENS
 
 SHARED_BYTES = 227 * 1024  # of a thread block on Hopper
 RESERVED_BYTES = 4 * 1024  # barriers, and scratch of reductions
@@ -48,8 +48,7 @@ def decode_blocks(kv_pages, rows: int, table_pages: int) -> Blocks:
 def prefill_blocks(kv_pages) -> Blocks:
     """Sizes for `prefill_attention`."""
     h = kv_pages.shape[4]
-    queries_bytes = TILE_TOKENS * (h + STAGED_COLUMNS.get(h, h)) * 2  # as operands, and on their way
-    return Blocks(stages=_stages(queries_bytes, h))
+    return Blocks(stages=_stages(TILE_TOKENS * h * 2, h))
 
 
 def _stages(other_bytes: int, h: int) -> int:

@@ -4,7 +4,7 @@ An item is work for one thread block and one head. The list holds the longest it
 that blocks which take every n-th item finish together. How a row is cut depends on that row's length and on static
 sizes only: its neighbours cannot change its bits.
 
-The lists depend on lengths only. Inside a jitted step XLA finds the same list in every layer and computes it once.
+The lists depend on lengths only, so a step makes them once for all layers.
 Next: `gpu_decode` and `gpu_prefill`, which read them.
 """
 

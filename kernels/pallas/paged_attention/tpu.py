@@ -26,9 +26,11 @@ from jaxtyping import Array, Float, Int32, Num
 from kernels.pallas.paged_attention import tpu_buffers, tpu_kernel, tpu_tuning, tpu_work
 from kernels.pallas.paged_attention.tpu_buffers import LANES
 from kernels.pallas.paged_attention.tpu_tuning import Blocks
+from kernels.pallas.paged_attention.tpu_work import Work
 from nanoserve.specs.errors import ConfigError
 
 SCALAR_MEMORY_BYTES = 2**20
+WORK_ITEM_INTEGERS = len(tpu_work.Field)
 SUBLANES = 8
 QUERY_TYPES = ("bfloat16", "float32")
 QUANTISED_TYPES = ("int8", "float8_e4m3fn", "float8_e5m2")
@@ -44,14 +46,16 @@ def decode_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Float[Array, "P p K 2"] | None = None,
+    first_page: Int32[Array, ""] | int = 0,
+    work: Work | None = None,
     blocks: Blocks | None = None,
     interpret: Any = False,
 ) -> Float[Array, "B H h"]:
     """See `api.decode_attention`.
 
     Args:
-      q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap: see there.
-      kv_scales: float32 factors of the keys and values of 8-bit pages; best laid out as `[P, 2, K, p]`.
+      q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap, first_page, work: see there.
+      kv_scales: as there; best laid out as `[P, 2, K, p]`.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `pallas_call` takes; `compat.tpu_interpreter()` to run on a CPU.
 
@@ -62,9 +66,9 @@ def decode_attention(
     B, N, groups = *page_table_BN.shape, q_BHh.shape[1] // kv_pages.shape[2]
     blocks = blocks or tpu_tuning.decode_blocks(kv_pages, N)
     static = _static(blocks, kv_pages, N, groups, interpret, scale=scale, window=window, soft_cap=soft_cap)
-    work = tpu_work.decode_work(kv_lens_B, blocks.cores, window)
-    q = _tiled(q_BHh, work.shape[0] * work.shape[2], static)
-    out = _call("paged_decode", static, work, page_table_BN, q, kv_pages, kv_scales, most_items=B, interpret=interpret)
+    work = work or decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, window=window, blocks=blocks)
+    q = _tiled(q_BHh, work.items_CFW.shape[0] * work.items_CFW.shape[2], static)
+    out = _call("paged_decode", static, work, first_page, q, kv_pages, kv_scales, most_items=B, interpret=interpret)
     return _untiled(out, B, static)
 
 
@@ -79,6 +83,8 @@ def prefill_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     kv_scales: Float[Array, "P p K 2"] | None = None,
+    first_page: Int32[Array, ""] | int = 0,
+    work: Work | None = None,
     blocks: Blocks | None = None,
     interpret: Any = False,
 ) -> Float[Array, "T H h"]:
@@ -87,14 +93,41 @@ def prefill_attention(
     T = q_THh.shape[0]
     blocks = blocks or tpu_tuning.prefill_blocks(kv_pages, N, groups, T)
     static = _static(blocks, kv_pages, N, groups, interpret, scale=scale, window=window, soft_cap=soft_cap)
-    tiles = -(-T // (blocks.tile_tokens * blocks.cores)) * blocks.cores
-    work = tpu_work.prefill_work(kv_lens_R, cu_q_lens, tiles, blocks.tile_tokens, blocks.cores, window)
+    work = work or prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, window=window, blocks=blocks)
+    tiles = _tiles(T, blocks)
     q = _tiled(q_THh, tiles, static)
     items = tiles + R - 1  # a tile has one more for each chunk that starts inside it
     out = _call(
-        "paged_prefill", static, work, page_table_RN, q, kv_pages, kv_scales, most_items=items, interpret=interpret
+        "paged_prefill", static, work, first_page, q, kv_pages, kv_scales, most_items=items, interpret=interpret
     )
     return _untiled(out, T, static)
+
+
+def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window: int | None = None, blocks: Blocks | None = None):
+    """See `api.decode_work`, and `decode_attention` here for `blocks`."""
+    del q_BHh
+    blocks = blocks or tpu_tuning.decode_blocks(kv_pages, page_table_BN.shape[1])
+    return _work(tpu_work.decode_work(kv_lens_B, blocks.cores, window), page_table_BN, kv_pages)
+
+
+def prefill_work(
+    q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, window: int | None = None, blocks: Blocks | None = None
+):
+    """See `api.prefill_work`, and `decode_attention` here for `blocks`."""
+    T, groups = q_THh.shape[0], q_THh.shape[1] // kv_pages.shape[2]
+    blocks = blocks or tpu_tuning.prefill_blocks(kv_pages, page_table_RN.shape[1], groups, T)
+    items = tpu_work.prefill_work(kv_lens_R, cu_q_lens, _tiles(T, blocks), blocks.tile_tokens, blocks.cores, window)
+    return _work(items, page_table_RN, kv_pages)
+
+
+def _work(items_CFW, page_table, kv_pages) -> Work:
+    """Page numbers are clipped here, once a step; checking each copy would cost more bundles than starting it."""
+    return Work(items_CFW, jnp.clip(page_table, 0, kv_pages.shape[0] - 1))
+
+
+def _tiles(tokens: int, blocks: Blocks) -> int:
+    """Tiles of a prefill call; every core has as many."""
+    return -(-tokens // (blocks.tile_tokens * blocks.cores)) * blocks.cores
 
 
 def cost(static: tpu_kernel.Static, most_items: int, q, kv_pages, kv_scales) -> pl.CostEstimate:
@@ -127,12 +160,13 @@ def _whole_lanes(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
-def _call(name, static: tpu_kernel.Static, work_CFW, page_table, q, kv_pages, kv_scales, *, most_items, interpret):
+def _call(name, static: tpu_kernel.Static, work: Work, first_page, q, kv_pages, kv_scales, *, most_items, interpret):
     """The kernel over every item of the work list; `q` and the result are [tiles, K, rows, h]."""
-    _check(q, kv_pages, kv_scales, page_table, work_CFW)
-    cores, fields, items = work_CFW.shape
+    if reason := why_not(q, kv_pages, work.page_table, kv_scales):
+        raise ConfigError(f"{reason}: use 'xla'")
+    cores, fields, items = work.items_CFW.shape
     _, K, rows, h = q.shape
-    tile = pl.BlockSpec((1, K, rows, h), lambda c, w, work, _: (work[c * fields * items + w], 0, 0, 0))
+    tile = pl.BlockSpec((1, K, rows, h), lambda c, w, work, *_: (work[c * fields * items + w], 0, 0, 0))
     running = pltpu.VMEM((K, rows, LANES), jnp.float32)
     pool = (static.order.pool(kv_pages),)
     buffers = (pltpu.VMEM((2, *static.order.shape(static.block_tokens, K, h)), kv_pages.dtype),)
@@ -143,7 +177,7 @@ def _call(name, static: tpu_kernel.Static, work_CFW, page_table, q, kv_pages, kv
         functools.partial(tpu_kernel.kernel, static=static),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=(cores, items),
             in_specs=[tile, tuple(pl.BlockSpec(memory_space=pl.ANY) for _ in pool)],
             out_specs=tile,
@@ -156,36 +190,37 @@ def _call(name, static: tpu_kernel.Static, work_CFW, page_table, q, kv_pages, kv
                 pltpu.VMEM((K, rows, h), jnp.float32),
             ],
         ),
-        # Page numbers are clipped below, once a step; checking each copy would cost more bundles than starting it.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), disable_bounds_checks=True),
         cost_estimate=cost(static, most_items, q, kv_pages, kv_scales),
         interpret=interpret,
         name=name,
-    )(work_CFW.reshape(-1), jnp.clip(page_table, 0, kv_pages.shape[0] - 1).reshape(-1), q, pool)
+    )(work.items_CFW.reshape(-1), work.page_table.reshape(-1), jnp.asarray(first_page, jnp.int32).reshape(1), q, pool)
 
 
-def _check(q, kv_pages, kv_scales, page_table, work) -> None:
-    """What the kernel was not made for is refused here, by name, rather than deep in the compiler."""
+def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
+    """Why the kernel cannot serve a call of these shapes, or None where it can."""
     if q.dtype.name not in QUERY_TYPES:
-        raise ConfigError(f"the TPU kernel takes queries of {' or '.join(QUERY_TYPES)}, not {q.dtype}: use 'xla'")
+        return f"the TPU kernel takes queries of {' or '.join(QUERY_TYPES)}, not {q.dtype}"
     if kv_pages.dtype.name not in (*QUERY_TYPES, *QUANTISED_TYPES):
         valid = ", ".join((*QUERY_TYPES, *QUANTISED_TYPES))
-        raise ConfigError(f"the TPU kernel takes pages of {valid}, not {kv_pages.dtype}: use 'xla'")
-    if q.shape[3] > LANES and q.shape[3] % LANES:
-        raise ConfigError(
-            f"the TPU kernel takes heads of up to {LANES} or a multiple of it, not {q.shape[3]}: use 'xla'"
-        )
-    if kv_scales is not None and (kv_scales.shape != kv_pages.shape[:4] or kv_pages.dtype.name not in QUANTISED_TYPES):
-        raise ConfigError(
-            f"scales {kv_scales.shape} go with 8-bit pages, one for each key and value: got {kv_pages.dtype} pages "
-            f"{kv_pages.shape}"
-        )
-    scalar_bytes = 4 * (page_table.size + work.size)
+        return f"the TPU kernel takes pages of {valid}, not {kv_pages.dtype}"
+    h = q.shape[-1]
+    if h > LANES and h % LANES:
+        return f"the TPU kernel takes heads of up to {LANES} or a multiple of it, not {h}"
+    if kv_scales is not None and kv_pages.dtype.name not in QUANTISED_TYPES:
+        return f"scales go with 8-bit pages, not with pages of {kv_pages.dtype}"
+    scalar_bytes = 4 * (page_table.size + WORK_ITEM_INTEGERS * (page_table.shape[0] + q.shape[0]))
     if scalar_bytes > SCALAR_MEMORY_BYTES:
-        raise ConfigError(
-            f"a page table of {page_table.shape} and its work list are {scalar_bytes} bytes, and a TPU's scalar memory "
-            f"holds {SCALAR_MEMORY_BYTES}: use larger pages, fewer rows or a shorter context"
+        return (
+            f"a page table of {page_table.shape} and its work list take up to {scalar_bytes} bytes, and a TPU's scalar "
+            f"memory holds {SCALAR_MEMORY_BYTES}: larger pages, fewer rows or a shorter context would fit"
         )
+    return None
+
+
+def pool_order(dtype) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """See `api.pool_order`: 8-bit pages hold the tokens of a head next to each other, four to a word."""
+    return ((0, 2, 3, 1, 4) if dtype.itemsize == 1 else (0, 1, 2, 3, 4)), (0, 3, 2, 1)
 
 
 def _static(blocks: Blocks, kv_pages, table_pages: int, groups: int, interpret, **options) -> tpu_kernel.Static:

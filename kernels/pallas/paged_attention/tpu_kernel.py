@@ -64,6 +64,7 @@ class Static:
 def kernel(
     work,  # [cores * fields * items] in SMEM
     page_table,  # [rows * table_pages] in SMEM
+    first_page,  # [1] in SMEM: added to every entry of the page table
     q,  # [1, K, tile_rows, h]
     pool,  # KV [P, ...] in HBM, and its scales [P, 2, K, p] if it has any
     out,  # [1, K, tile_rows, h]
@@ -86,6 +87,7 @@ def kernel(
         table_pages=static.table_pages,
         order=static.order,
         page_table=page_table,
+        first_page=first_page,
         pool=pool,
         buffers=buffers,
         arrived=arrived,

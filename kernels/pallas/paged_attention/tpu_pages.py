@@ -37,7 +37,7 @@ class Pages:
     Attributes:
       page_tokens, block_pages, table_pages: p, pages in a buffer, and N.
       order: how KV lies in a page and in a buffer.
-      page_table: [rows * N] in SMEM.
+      page_table, first_page: [rows * N], and what to add to each entry, [1]; in SMEM.
       pool: KV in HBM, [P, ...], and its scales [P, 2, K, p] if it has any.
       buffers: two buffers of a block for each array of the pool.
       arrived: a DMA semaphore for each of the two.
@@ -48,6 +48,7 @@ class Pages:
     table_pages: int
     order: Plain
     page_table: jax.Ref
+    first_page: jax.Ref
     pool: tuple[jax.Ref, ...]
     buffers: tuple[jax.Ref, ...]
     arrived: jax.Ref
@@ -78,7 +79,7 @@ class Pages:
         row = item[Field.ROW] * self.table_pages + begin
 
         def one(page):
-            number = self.page_table[row + page]
+            number = self.first_page[0] + self.page_table[row + page]
             targets = [self.order.page(self.buffers[0].at[buffer], page, self.page_tokens)]
             targets += [scales.at[buffer, page] for scales in self.buffers[1:]]
             for source, target in zip(self.pool, targets, strict=True):

@@ -21,9 +21,13 @@ QUERY_BLOCK = 128  # prefill queries that share a gathered chunk
 HIDDEN = -1e30  # score of a position that a query cannot see; finite, because inf - inf is NaN
 
 
-def decode_attention(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, scale, window, soft_cap, kv_scales=None):
+def decode_attention(
+    q_BHh, kv_pages, page_table_BN, kv_lens_B, *, scale, window, soft_cap, kv_scales=None, first_page=0, work=None
+):
     """See `api.decode_attention`."""
+    del work  # lengths are used as they are
     B, H, h = q_BHh.shape
+    page_table_BN = page_table_BN + first_page
     q_BQKGh = q_BHh.reshape(B, 1, kv_pages.shape[2], -1, h)
     positions_BQ = kv_lens_B[:, None] - 1
     options = {"scale": scale, "window": window, "soft_cap": soft_cap, "kv_scales": kv_scales}
@@ -32,9 +36,22 @@ def decode_attention(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, scale, window
 
 
 def prefill_attention(
-    q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, scale, window, soft_cap, kv_scales=None
+    q_THh,
+    kv_pages,
+    page_table_RN,
+    kv_lens_R,
+    cu_q_lens,
+    *,
+    scale,
+    window,
+    soft_cap,
+    kv_scales=None,
+    first_page=0,
+    work=None,
 ):
     """See `api.prefill_attention`."""
+    del work
+    page_table_RN = page_table_RN + first_page
     T, H, h = q_THh.shape
     Q = min(QUERY_BLOCK, T)
     q_TKGh = jnp.pad(q_THh.reshape(T, kv_pages.shape[2], -1, h), ((0, Q), (0, 0), (0, 0), (0, 0)))
@@ -55,6 +72,24 @@ def prefill_attention(
 
     out_TKGh = lax.fori_loop(0, blocks_end_R[-1], block, jnp.zeros_like(q_TKGh))
     return out_TKGh[:T].reshape(T, H, h)
+
+
+def why_not(q, kv_pages, page_table, kv_scales=None) -> None:
+    """Nothing: every shape is served. See `api.choose`."""
+
+
+def pool_order(dtype) -> None:
+    """Any order will do; see `api.pool_order`."""
+
+
+def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window=None) -> tuple[()]:
+    """Nothing; see `api.decode_work`."""
+    return ()
+
+
+def prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, window=None) -> tuple[()]:
+    """Nothing; see `api.prefill_work`."""
+    return ()
 
 
 def chunk_tokens(page_tokens: int, table_pages: int) -> int:
@@ -151,7 +186,7 @@ def _gather(pool, page_table_BN, index, chunk: int, used_BS, dtype):
     Zeros are needed for values as well as scores: a masked weight is 0, and 0 x NaN is NaN.
     """
     kv_pages, kv_scales = pool
-    pages, page_tokens, K, _, h = kv_pages.shape
+    pages, page_tokens = kv_pages.shape[:2]
     wanted_n = index * (chunk // page_tokens) + jnp.arange(chunk // page_tokens)
     table_Bn = jnp.clip(page_table_BN.at[:, wanted_n].get(mode="clip"), 0, pages - 1)
 

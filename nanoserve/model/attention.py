@@ -1,0 +1,145 @@
+"""How a model attends: paged attention bound to its scale and window, and run on every chip of a mesh by itself.
+
+Heads are cut over the chips and share nothing, so each chip calls the implementation with its own heads (`shard_map`):
+a kernel never sees a mesh. What depends on lengths alone is made once a step, outside the loop over layers.
+
+Next: `kernels.pallas.paged_attention.api`, the contract.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, DTypeLike, Float, Int32
+
+from kernels.pallas import compat
+from kernels.pallas.paged_attention import api as paged_attention
+from kernels.pallas.paged_attention.api import Choice
+from nanoserve.model.pool import KvPool, layer_shapes, needs_scales
+from nanoserve.model.sharding import TENSOR
+from nanoserve.specs.models import ModelSpec
+
+Attend = Callable[[Float[Array, "T H h"], KvPool, Int32[Array, ""]], Float[Array, "T H h"]]
+"""(queries, pages of all layers in one run, the layer's first page) -> attended values"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PagedAttention:
+    """Attention of one model by one implementation.
+
+    Attributes:
+      heads: H. scale, window: as in the contract. implementation: a name that `paged_attention.choose` returned.
+      mesh: whose chips share the heads; None for one chip.
+    """
+
+    heads: int
+    scale: float
+    window: int | None
+    implementation: str = "xla"
+    mesh: Mesh | None = None
+
+    def decode(self, pool: KvPool, page_table_BN: Int32[Array, "B N"], kv_lens_B: Int32[Array, " B"]) -> Attend:
+        """How decode rows attend: one query each, at the last of `kv_lens_B` positions.
+
+        Args:
+          pool: pages of every layer; only shapes are looked at.
+          page_table_BN, kv_lens_B: as in the contract, for the pages of one layer.
+        """
+        return self._bound("decode", kv_lens_B.shape[0], pool, page_table_BN, kv_lens_B)
+
+    def prefill(
+        self,
+        pool: KvPool,
+        tokens: int,
+        page_table_RN: Int32[Array, "R N"],
+        kv_lens_R: Int32[Array, " R"],
+        cu_q_lens: Int32[Array, " R+1"],
+    ) -> Attend:
+        """How `tokens` tokens of prompt chunks attend; arguments as in the contract."""
+        return self._bound("prefill", tokens, pool, page_table_RN, kv_lens_R, cu_q_lens)
+
+    def _bound(self, kind: str, tokens: int, pool: KvPool, *rows: Array) -> Attend:
+        options = {"window": self.window, "implementation": self.implementation}
+        q, layer = shapes_on_one_chip(self.heads, tokens, layer_shapes(pool), self.mesh)
+        work = getattr(paged_attention, f"{kind}_work")(q, layer.pages, *rows, **options)
+        attention = functools.partial(getattr(paged_attention, f"{kind}_attention"), scale=self.scale, **options)
+
+        def on_one_chip(q, pool, first_page, work, *rows):
+            return attention(q, pool.pages, *rows, kv_scales=pool.scales, first_page=first_page, work=work)
+
+        everywhere = _over_chips(on_one_chip, self.mesh)
+        return lambda q_THh, pool, first_page: everywhere(q_THh, pool, first_page, work, *rows)
+
+
+def attention_for(spec: ModelSpec, implementation: str = "xla", mesh: Mesh | None = None) -> PagedAttention:
+    """Paged attention with the model's heads, scale and window."""
+    return PagedAttention(
+        heads=spec.heads,
+        scale=spec.head_size**-0.5,
+        window=spec.sliding_window_tokens,
+        implementation=implementation,
+        mesh=mesh,
+    )
+
+
+def choose_attention(
+    asked: str,
+    spec: ModelSpec,
+    target: str,
+    *,
+    dtype: DTypeLike,
+    kv_dtype: DTypeLike,
+    rows: int,
+    page_tokens: int,
+    table_pages: int,
+    ways: int,
+) -> Choice:
+    """Which implementation serves a model, and why.
+
+    Args:
+      asked: `auto`, or the name of an implementation.
+      spec: the model. target: what will run it, as `compat.kernel_target` says.
+      dtype, kv_dtype: of activations and of pages.
+      rows, page_tokens, table_pages: most sequences of a step, p, and N.
+      ways: chips that share the heads.
+
+    Raises:
+      ConfigError: a name that does not exist, or that cannot serve this.
+    """
+    heads, kv_heads, shaped = spec.heads // ways, max(1, spec.kv_heads // ways), jax.ShapeDtypeStruct
+    page = (page_tokens, kv_heads, 2)
+    return paged_attention.choose(
+        asked,
+        target,
+        shaped((rows, heads, spec.head_size), dtype),
+        shaped((1, *page, spec.head_size), kv_dtype),
+        shaped((rows, table_pages), "int32"),
+        shaped((1, *page), "float32") if needs_scales(kv_dtype) else None,
+    )
+
+
+def shapes_on_one_chip(heads: int, tokens: int, pool: KvPool, mesh: Mesh | None):
+    """Shapes of the queries and of a layer's pool `[P, p, K, ...]` that one chip sees."""
+    ways = mesh.shape[TENSOR] if mesh else 1
+
+    def cut(array):
+        P, p, K, *rest = array.shape
+        return jax.ShapeDtypeStruct((P, p, K // ways, *rest), array.dtype)
+
+    return jax.ShapeDtypeStruct((tokens, heads // ways, pool.pages.shape[-1]), "float32"), jax.tree.map(cut, pool)
+
+
+def _over_chips(on_one_chip: Callable, mesh: Mesh | None) -> Callable:
+    """The function over a mesh: queries [T, H, h] and pages [P, p, K, ...] are cut along heads, the rest is whole."""
+    if mesh is None:
+        return on_one_chip
+    queries, pages, whole = PartitionSpec(None, TENSOR), PartitionSpec(None, None, TENSOR), PartitionSpec()
+
+    def call(q_THh, pool, first_page, work, *rows):
+        specs = (queries, pages, whole, whole, *[whole] * len(rows))
+        mapped = compat.shard_map(on_one_chip, mesh=mesh, in_specs=specs, out_specs=queries)
+        return mapped(q_THh, pool, first_page, work, *rows)
+
+    return call

@@ -1,0 +1,92 @@
+"""The KV pool: pages of every layer, and what it takes to write a token's keys and values to them.
+
+A pool of 8-bit pages holds quotients, and a factor for each key and each value, so that a token costs `h` bytes and
+four instead of `2 h`: the largest element of a vector becomes the largest number that the type has.
+
+The pool is one run of pages to the layers: page i of layer l is page `l P + i`. A layer is then only a first page, so
+no compiler has a reason to copy a layer's pages out of the pool.
+
+Next: `attention` (who reads it), `sharding` (how it lies on chips).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, DTypeLike, Float, Int32, Num
+
+from nanoserve.specs.models import ModelSpec
+
+NOWHERE = 1 << 30  # a page beyond any pool, whatever layer's first page is added to it: not written
+
+
+@struct.dataclass
+class KvPool:
+    """Pages of all layers, or of one, or of all layers in one run of `L P` pages.
+
+    Attributes:
+      pages: `[..., 0, :]` are keys after RoPE and `[..., 1, :]` values.
+      scales: float32 factor of each key and value where `pages` are of 8 bits, else None.
+    """
+
+    pages: Num[Array, "*L P p K 2 h"]
+    scales: Float[Array, "*L P p K 2"] | None = None
+
+
+def needs_scales(dtype: DTypeLike) -> bool:
+    """Whether pages of this type hold quotients."""
+    return jnp.dtype(dtype).itemsize == 1
+
+
+def empty_pool(spec: ModelSpec, *, pages: int, page_tokens: int, dtype: DTypeLike) -> KvPool:
+    """A pool of zeros, with P = `pages` of p = `page_tokens` for each layer."""
+    shape = (spec.layers, pages, page_tokens, spec.kv_heads, 2, spec.head_size)
+    scales = jnp.zeros(shape[:-1], jnp.float32) if needs_scales(dtype) else None
+    return KvPool(jnp.zeros(shape, dtype), scales)
+
+
+def one_run(pool: KvPool) -> KvPool:
+    """The pages of all layers, one layer after the other: `[L P, ...]`."""
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), pool)
+
+
+def by_layer(pool: KvPool, like: KvPool) -> KvPool:
+    """The inverse of `one_run`, with the shapes of `like`."""
+    return jax.tree.map(lambda array, shaped: array.reshape(shaped.shape), pool, like)
+
+
+def layer_shapes(pool: KvPool) -> KvPool:
+    """Shapes of one layer's part of `[L, P, ...]`."""
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), pool)
+
+
+@jax.named_scope("write_kv")
+def write(
+    pool: KvPool,
+    k_TKh: Float[Array, "T K h"],
+    v_TKh: Float[Array, "T K h"],
+    positions_T: Int32[Array, " T"],
+    pages_T: Int32[Array, " T"],
+) -> KvPool:
+    """Puts each token's key and value at its page, at offset `position % p`; a page outside the pool takes nothing.
+
+    In place when the pool is donated.
+    """
+    kv_TK2h = jnp.stack([k_TKh, v_TKh], axis=2)
+    places = pages_T, positions_T % pool.pages.shape[1]
+    if pool.scales is None:
+        return KvPool(pool.pages.at[places].set(kv_TK2h.astype(pool.pages.dtype), mode="drop"))
+    quotients, scales_TK2 = quantised(kv_TK2h, pool.pages.dtype)
+    return KvPool(
+        pool.pages.at[places].set(quotients, mode="drop"), pool.scales.at[places].set(scales_TK2, mode="drop")
+    )
+
+
+def quantised(x: Float[Array, "... h"], dtype: DTypeLike) -> tuple[Num[Array, "... h"], Float[Array, "..."]]:
+    """Quotients of a small type and their float32 factors, one for each vector, rounded to nearest."""
+    dtype = jnp.dtype(dtype)
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    largest = float(jnp.iinfo(dtype).max if whole else jnp.finfo(dtype).max)
+    x = x.astype(jnp.float32)
+    scales = jnp.max(jnp.abs(x), axis=-1) / largest
+    quotients = x / jnp.where(scales > 0, scales, 1.0)[..., None]
+    return (jnp.rint(quotients) if whole else quotients).astype(dtype), scales
