@@ -1,13 +1,13 @@
-"""Compiles a model's steps for TPUs that are not there: the real programs, all layers, cut over the config's chips.
+"""Compiles a model's steps for chips that are not there: the real programs, all layers, cut over the config's chips.
 
-Weights and state are shapes with shardings, so nothing is allocated; `libtpu` is the compiler and needs no device. A
-program that does not fit comes back with the compiler's own message, because that is an answer too.
+Weights and state are shapes with shardings, so nothing is allocated; the vendor's compiler needs no device. A program
+that does not fit comes back with the compiler's own message, because that is an answer too.
 
-libtpu reads its environment when it is first loaded: `experiments/compile.py` sets it. Next: `aot_report`.
+libtpu reads its environment when it is first loaded: `experiments/compile.py` sets it. Next: `aot_targets` (the chips),
+`aot_report` (what the program says).
 """
 
 import dataclasses
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,25 +18,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kernels.pallas import compat
 from nanoserve.engine.sequence import pages_for
+from nanoserve.executors.aot_targets import devices
 from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
 from nanoserve.model import params as model_params
 from nanoserve.model import sharding
 from nanoserve.model.attention import attention_for, choose_attention
-from nanoserve.model.params import Params
+from nanoserve.model.params import Params, spread
 from nanoserve.model.places import state_places
 from nanoserve.model.sampling import greedy
 from nanoserve.model.step import DecodeRows, DeviceState, PrefillRows, init_state, make_steps
-from nanoserve.specs.chips import ChipSpec, ClusterSpec, Precision
+from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 
-FLAT = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
-CUBES = {1: "1x1x1", 2: "1x1x2", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}
-TOPOLOGIES: Mapping[str, tuple[str, Mapping[int, str]]] = {
-    "tpu_v5e": ("v5e", FLAT),
-    "tpu_v5p": ("v5p", CUBES),
-    "tpu_v6e": ("v6e", FLAT),
-}  # v4 and v7x show two devices a chip to the compiler, and a mesh here has one
 MEMORY_KINDS = ("argument", "output", "alias", "temp", "generated_code")
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "CompileTimeHbmOom")
 
@@ -48,7 +42,7 @@ class Workload:
     Attributes:
       batch: sequences in the pool, and rows of a decode step. context_tokens: positions of each.
       chunk_tokens: prompt tokens of a prefill step, which end a prompt of `context_tokens`.
-      page_tokens, slots: of the pool.
+      page_tokens, slots: of the pool. loop_steps: decode steps of one `decode_loop`.
     """
 
     batch: int
@@ -56,6 +50,7 @@ class Workload:
     chunk_tokens: int
     page_tokens: int
     slots: int
+    loop_steps: int = 1
 
     @property
     def table_pages(self) -> int:
@@ -73,7 +68,7 @@ class Compiled:
     """One program as the compiler left it, or why it did not.
 
     Attributes:
-      name: `decode_step` or `prefill_step`. text: HLO. refused: the compiler's message; the rest is empty then.
+      name: `decode_step`, `prefill_step` or `decode_loop`. text: HLO. refused: the compiler's message; the rest is empty then.
       weight_bytes, kv_bytes: arguments of one chip by our own shapes. memory: the compiler's bytes of one chip.
       counted_flops: by XLA's cost analysis, which counts a loop's body once. lower_s, compile_s: how long it took.
     """
@@ -96,7 +91,8 @@ class Compiler:
         """Raises ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed."""
         self.work = work
         dtype, kv_dtype = (_dtype(precision, *field) for field in (("weights", JAX_DTYPES), ("kv", KV_DTYPES)))
-        self.mesh = sharding.make_mesh(_devices(cluster))
+        self.mesh = sharding.make_mesh(devices(cluster))
+        spec = spread(spec, self.mesh.size)
         self.attention = choose_attention(
             attention,
             spec,
@@ -110,8 +106,10 @@ class Compiler:
         )
         places = state_places(spec, self.attention.name, kv_dtype, self.mesh)
         bound = attention_for(spec, self.attention.name, self.mesh)
-        self.steps = make_steps(spec, attention=bound, places=places)
-        self.params: Params = _placed(model_params.abstract(spec, dtype), sharding.shardings(self.mesh, spec))
+        options = compat.compiler_options(self.mesh.devices.flat[0])
+        self.steps = make_steps(spec, attention=bound, places=places, compiler_options=options)
+        weights = model_params.abstract(spec, dtype, self.mesh.size)
+        self.params: Params = _placed(weights, sharding.shardings(self.mesh, spec))
         empty = {"pages": work.pages, "page_tokens": work.page_tokens, "slots": work.slots}
         state = jax.eval_shape(lambda: init_state(spec, **empty, dtype=kv_dtype))
         self.state: DeviceState = _placed(state, places)
@@ -124,13 +122,20 @@ class Compiler:
         """Compiles a prefill step of one chunk."""
         return self._compile("prefill_step", self.steps.prefill, prefill_rows(self.work))
 
-    def _compile(self, name: str, step: Callable[..., Any], rows: Any) -> Compiled:
+    def decode_loop(self) -> Compiled:
+        """Compiles `loop_steps` decode steps in one call."""
+        steps = self.work.loop_steps
+        return self._compile(
+            "decode_loop", self.steps.decode_loop, decode_rows(self.work), _integers(), max_steps=steps
+        )
+
+    def _compile(self, name: str, step: Callable[..., Any], *rows: Any, **static: int) -> Compiled:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
-        rows, key = jax.tree.map(lambda a: _shaped(a, everywhere), (rows, key))
+        inputs = jax.tree.map(lambda a: _shaped(a, everywhere), (*rows, key))
         began = time.perf_counter()
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            lowered = step.trace(self.params, self.state, rows, key).lower()  # type: ignore[attr-defined]
+            lowered = step.trace(self.params, self.state, *inputs, **static).lower()  # type: ignore[attr-defined]
         lowered_at = time.perf_counter()
         try:
             program, refused = lowered.compile(), ""
@@ -150,22 +155,6 @@ class Compiler:
             memory=_memory(program) if program else {},
             counted_flops=_counted_flops(program) if program else 0.0,
         )
-
-
-def topology_name(chip: ChipSpec, count: int) -> str:
-    """Returns what libtpu calls `count` of these chips, such as `v5p:2x2x2`.
-
-    Raises:
-      ConfigError: it has no name for them, or this project does not know it.
-    """
-    if chip.name not in TOPOLOGIES:
-        raise ConfigError(
-            f"Cluster.chip = '{chip.name}': programs are compiled ahead of time for {', '.join(TOPOLOGIES)} only"
-        )
-    family, shapes = TOPOLOGIES[chip.name]
-    if count not in shapes:
-        raise ConfigError(f"{count} x {chip.name} is no slice that can be compiled for; use {_or(shapes)} chips")
-    return f"{family}:{shapes[count]}"
 
 
 def decode_rows(work: Workload) -> DecodeRows:
@@ -200,25 +189,6 @@ def bytes_per_chip(tree: Any) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def _devices(cluster: ClusterSpec) -> list[Any]:
-    name = topology_name(cluster.chip, cluster.tensor)
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            "compiling for a TPU needs libtpu, which is not installed. Install the extra: pip install -e '.[tpu-aot]'"
-        )
-    from jax.experimental import topologies
-
-    try:
-        return list(topologies.get_topology_desc(topology_name=name, platform="tpu").devices)
-    except jax.errors.JaxRuntimeError as error:
-        if "lockfile" not in str(error):
-            raise
-        raise ConfigError(
-            "libtpu is in use by another process of this machine, and serves one at a time. Wait for it to end; if "
-            f"there is none, remove the file it names: {error}"
-        ) from error
-
-
 def _memory(program: jax.stages.Compiled) -> dict[str, int]:
     found = program.memory_analysis()
     return {kind: getattr(found, f"{kind}_size_in_bytes") for kind in MEMORY_KINDS}
@@ -245,8 +215,3 @@ def _shaped(array: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 def _integers(*shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, "int32")
-
-
-def _or(numbers: Mapping[int, str]) -> str:
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} or {last}"

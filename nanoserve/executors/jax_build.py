@@ -16,7 +16,7 @@ from nanoserve.executors.jax_executor import JaxExecutor, KvLedger, Ladders, Req
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.model import sharding
 from nanoserve.model.attention import attention_for, choose_attention
-from nanoserve.model.params import Params, from_tensors
+from nanoserve.model.params import Params, from_tensors, spread
 from nanoserve.model.places import state_places
 from nanoserve.model.step import DeviceState, Steps, init_state, make_steps
 from nanoserve.specs.chips import Precision
@@ -36,7 +36,7 @@ class LoadedModel:
     """A model that is ready to run: its entry points and its weights where they will be used.
 
     Attributes:
-      spec, steps, params: the model. kv_dtype: of the pages. attention: the implementation, and why it was picked.
+      spec, steps, params: the model as its chips execute it. kv_dtype: of the pages. attention: the implementation, and why it was picked.
       places: where a state lives, None where it does not matter.
     """
 
@@ -63,12 +63,14 @@ def load_model(
     """
     mesh = sharding.make_mesh(jax.devices()[:ways]) if ways > 1 else None
     place = sharding.placer(mesh) if mesh else None
-    kv_dtype = KV_DTYPES[precision.kv]
-    places = state_places(spec, attention.name, kv_dtype, mesh)
+    kv_dtype, executed = KV_DTYPES[precision.kv], spread(spec, ways)
+    places = state_places(executed, attention.name, kv_dtype, mesh)
+    bound = attention_for(executed, attention.name, mesh)
+    options = compat.compiler_options(jax.devices()[0])
     return LoadedModel(
-        spec=spec,
-        steps=make_steps(spec, attention=attention_for(spec, attention.name, mesh), places=places),
-        params=from_tensors(spec, weights, JAX_DTYPES[precision.weights], place),
+        spec=executed,
+        steps=make_steps(executed, attention=bound, places=places, compiler_options=options),
+        params=from_tensors(spec, weights, JAX_DTYPES[precision.weights], place, ways),
         kv_dtype=kv_dtype,
         attention=attention,
         places=places,

@@ -5,6 +5,9 @@ follow from it. Query, key and value are one matrix, whose columns are for each 
 then its value: a step reads them in one product, and tensor parallelism cuts them between KV heads only. All matrices
 have two axes: of a product over three, the TPU compiler copied the layer's matrix first, at three times the product.
 
+How columns are ordered depends on `ways`, the chips that share them: gate and up are one matrix, of which each chip has
+its part of the gate and then its part of up; and where there are more chips than KV heads, each has a copy of one.
+
 Layers are stacked along a leading axis and scanned, so that a program's size and compile time do not grow with depth.
 Next: `decoder` (how they are used), `sharding` (where they live).
 """
@@ -36,7 +39,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "k_norm": ("layers", "head_size"),
     "wo": ("layers", "heads", "hidden"),
     "mlp_norm": ("layers", "hidden"),
-    "w_gate_up": ("layers", "gate_up", "hidden", "ffn"),
+    "w_gate_up": ("layers", "hidden", "gate_up"),
     "w_down": ("layers", "ffn", "hidden"),
     "final_norm": ("hidden",),
     "lm_head": ("hidden", "vocab"),
@@ -47,7 +50,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
 class Layer:
     """A decoder layer's weights; in `Params` all layers' at once, inside the scan one layer's, without the leading L.
 
-    Biases and query/key norms are None in the families that have none.
+    Biases and query/key norms are None in the families that have none. `ways` is how many chips the columns are for.
     """
 
     attn_norm: Float[Array, "L D"]
@@ -57,8 +60,12 @@ class Layer:
     k_norm: Float[Array, "L h"] | None
     wo: Float[Array, "L K*G*h D"]
     mlp_norm: Float[Array, "L D"]
-    w_gate_up: Float[Array, "L 2 D F"]
+    w_gate_up: Float[Array, "L D 2*F"]
     w_down: Float[Array, "L F D"]
+    ways: int = struct.field(pytree_node=False, default=1)
+
+
+LAYER_FIELDS = tuple(field.name for field in dataclasses.fields(Layer) if field.name in AXES)
 
 
 @struct.dataclass
@@ -97,18 +104,36 @@ def shape_of(spec: ModelSpec, field: str) -> tuple[int, ...]:
         "qkv": spec.kv_heads * (spec.query_groups + 2) * spec.head_size,
         "heads": spec.heads * spec.head_size,
         "head_size": spec.head_size,
-        "gate_up": 2,
+        "gate_up": 2 * spec.ffn,
         "ffn": spec.ffn,
     }
     return tuple(sizes[axis] for axis in AXES[field])
 
 
-def build(spec: ModelSpec, make: Callable[[str], Any]) -> Params:
+def spread(spec: ModelSpec, ways: int) -> ModelSpec:
+    """The model as `ways` chips execute it: with a KV head for each, copies of the few that it has.
+
+    Raises:
+      ConfigError: where query heads or copies cannot be shared evenly.
+    """
+    if ways <= spec.kv_heads:
+        return spec
+    if ways % spec.kv_heads or spec.heads % ways:
+        raise ConfigError(
+            f"model '{spec.name}': {spec.heads} query heads and {spec.kv_heads} KV heads cannot be shared evenly by "
+            f"{ways} chips; use a number of chips that divides {spec.kv_heads}, or a multiple of it that divides "
+            f"{spec.heads}"
+        )
+    return dataclasses.replace(spec, kv_heads=ways)
+
+
+def build(spec: ModelSpec, make: Callable[[str], Any], ways: int = 1) -> Params:
     """A `Params` whose array of `field` is `make(field)`, made one at a time.
 
     Args:
       spec: decides which arrays exist.
       make: called with a key of `AXES`.
+      ways: chips that the columns are ordered for.
 
     Raises:
       ConfigError: if no decoder computes the model.
@@ -129,15 +154,16 @@ def build(spec: ModelSpec, make: Callable[[str], Any]) -> Params:
 
     return Params(
         embed=make("embed"),
-        layers=Layer(**{field.name: maybe(field.name) for field in dataclasses.fields(Layer)}),
+        layers=Layer(ways=ways, **{name: maybe(name) for name in LAYER_FIELDS}),
         final_norm=make("final_norm"),
         lm_head=maybe("lm_head"),
     )
 
 
-def abstract(spec: ModelSpec, dtype: DTypeLike) -> Params:
-    """Shapes without memory, for ahead-of-time compilation."""
-    return build(spec, lambda field: jax.ShapeDtypeStruct(shape_of(spec, field), dtype))
+def abstract(spec: ModelSpec, dtype: DTypeLike, ways: int = 1) -> Params:
+    """Shapes without memory, for ahead-of-time compilation by `ways` chips."""
+    executed = spread(spec, ways)
+    return build(executed, lambda field: jax.ShapeDtypeStruct(shape_of(executed, field), dtype), ways)
 
 
 def logical_axes(spec: ModelSpec) -> Params:
@@ -145,7 +171,9 @@ def logical_axes(spec: ModelSpec) -> Params:
     return build(spec, lambda field: AXES[field])
 
 
-def from_tensors(spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, place: Place | None = None) -> Params:
+def from_tensors(
+    spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, place: Place | None = None, ways: int = 1
+) -> Params:
     """Reads a checkpoint, one array at a time: the host holds at most one kind of matrix of all layers.
 
     Args:
@@ -153,29 +181,31 @@ def from_tensors(spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, plac
       source: tensors by their Hugging Face names, in [out, in] orientation.
       dtype: of the result.
       place: where each array goes; the default device where None, `sharding.placer(mesh)` for a mesh.
+      ways: chips that share the columns.
 
     Raises:
       WeightsError: naming a tensor that is missing or has another shape.
     """
     place = place or (lambda array, _: jnp.asarray(array))
+    executed = spread(spec, ways)
 
     def make(field: str):
-        array = np.empty(shape_of(spec, field), jnp.dtype(dtype))
+        array = np.empty(shape_of(executed, field), jnp.dtype(dtype))
         if AXES[field][0] == "layers":
             for index in range(spec.layers):
-                array[index] = _READERS[field](_Tensors(spec, source, index))
+                array[index] = _READERS[field](_Tensors(spec, source, index, ways))
         else:
-            array[...] = _READERS[field](_Tensors(spec, source, None))
+            array[...] = _READERS[field](_Tensors(spec, source, None, ways))
         return place(array, AXES[field])
 
-    return build(spec, make)
+    return build(executed, make, ways)
 
 
 class _Tensors:
     """The tensors of one layer by the last part of their names, checked before they are read."""
 
-    def __init__(self, spec: ModelSpec, source: "TensorSource", layer: int | None):
-        self.spec, self._source = spec, source
+    def __init__(self, spec: ModelSpec, source: "TensorSource", layer: int | None, ways: int):
+        self.spec, self.ways, self._source = spec, ways, source
         self._prefix = f"model.layers.{layer}."
 
     def read(self, name: str, *shape: int) -> np.ndarray:
@@ -198,28 +228,33 @@ class _Tensors:
 
 
 def _wqkv(tensors: _Tensors) -> np.ndarray:
-    spec = tensors.spec
-    rows, h, D = spec.kv_heads, spec.head_size, spec.hidden
-    q = tensors.read("self_attn.q_proj.weight", spec.heads * h, D).reshape(rows, spec.query_groups, h, D)
-    k = tensors.read("self_attn.k_proj.weight", rows * h, D).reshape(rows, 1, h, D)
-    v = tensors.read("self_attn.v_proj.weight", rows * h, D).reshape(rows, 1, h, D)
-    return np.concatenate([q, k, v], axis=1).transpose(3, 0, 1, 2).reshape(D, -1)
+    D = tensors.spec.hidden
+    return _qkv_rows(tensors, "weight", D).transpose(3, 0, 1, 2).reshape(D, -1)
 
 
 def _bqkv(tensors: _Tensors) -> np.ndarray:
-    spec = tensors.spec
-    rows, h = spec.kv_heads, spec.head_size
-    q = tensors.read("self_attn.q_proj.bias", spec.heads * h).reshape(rows, spec.query_groups, h)
-    k = tensors.read("self_attn.k_proj.bias", rows * h).reshape(rows, 1, h)
-    v = tensors.read("self_attn.v_proj.bias", rows * h).reshape(rows, 1, h)
-    return np.concatenate([q, k, v], axis=1).reshape(-1)
+    return _qkv_rows(tensors, "bias").reshape(-1)
+
+
+def _qkv_rows(tensors: _Tensors, kind: str, *inputs: int) -> np.ndarray:
+    """Weights or biases [K, G + 2, h, ...] of query, key and value, with a KV head for every chip."""
+    spec, executed = tensors.spec, spread(tensors.spec, tensors.ways)
+    h, copies = spec.head_size, executed.kv_heads // spec.kv_heads
+
+    def read(name: str, heads: int) -> np.ndarray:
+        return tensors.read(f"self_attn.{name}_proj.{kind}", heads * h, *inputs).reshape(heads, 1, h, *inputs)
+
+    q = read("q", spec.heads).reshape(executed.kv_heads, executed.query_groups, h, *inputs)
+    k, v = (np.repeat(read(name, spec.kv_heads), copies, axis=0) for name in "kv")
+    return np.concatenate([q, k, v], axis=1)
 
 
 def _w_gate_up(tensors: _Tensors) -> np.ndarray:
     spec = tensors.spec
     gate = tensors.read("mlp.gate_proj.weight", spec.ffn, spec.hidden)
     up = tensors.read("mlp.up_proj.weight", spec.ffn, spec.hidden)
-    return np.stack([gate.T, up.T])
+    parts = [matrix.T.reshape(spec.hidden, tensors.ways, spec.ffn // tensors.ways) for matrix in (gate, up)]
+    return np.stack(parts, axis=2).reshape(spec.hidden, 2 * spec.ffn)
 
 
 _READERS: Mapping[str, Callable[[_Tensors], np.ndarray]] = {

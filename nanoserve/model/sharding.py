@@ -18,7 +18,7 @@ from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 
 TENSOR = "tensor"
-RULES: Mapping[str, str] = {"vocab": TENSOR, "kv_heads": TENSOR, "qkv": TENSOR, "heads": TENSOR, "ffn": TENSOR}
+RULES: Mapping[str, str] = dict.fromkeys(("vocab", "kv_heads", "qkv", "heads", "gate_up", "ffn"), TENSOR)
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:
@@ -38,7 +38,8 @@ def shardings(mesh: Mesh, spec: ModelSpec) -> Params:
       ConfigError: if an axis that is cut does not divide by the mesh.
     """
     check_divides(mesh, spec)
-    return model_params.build(spec, lambda field: NamedSharding(mesh, partition_spec(model_params.AXES[field])))
+    placed = {field: NamedSharding(mesh, partition_spec(axes)) for field, axes in model_params.AXES.items()}
+    return model_params.build(spec, placed.__getitem__, mesh.shape[TENSOR])
 
 
 def placer(mesh: Mesh) -> Place:

@@ -13,8 +13,8 @@ A request's tokens depend on its own seed, positions and logits, never on who sh
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -203,21 +203,29 @@ class Steps:
     decode_loop: DecodeLoop
 
 
-def make_steps(spec: ModelSpec, *, attention: PagedAttention | None = None, places: DeviceState | None = None) -> Steps:
+def make_steps(
+    spec: ModelSpec,
+    *,
+    attention: PagedAttention | None = None,
+    places: DeviceState | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Steps:
     """Binds the entry points to a model and jits them; nothing compiles until they are called or lowered.
 
     Args:
       spec: the model.
       attention: how to attend; `attention_for(spec)` where None.
-      places: where each part of a state lives (`sharding.state_places`). Pins the returned state to it, so that
+      places: where each part of a state lives (`places.state_places`). Pins the returned state to it, so that
         donation always matches and a step never sees a layout it was not compiled for.
+      compiler_options: of XLA, for the chips (`compat.compiler_options`).
     """
     attention = attention or attention_for(spec)
 
     def entry(step, **options):
         if places is not None:
             options["out_shardings"] = (places, places.last_tokens, places.last_tokens)
-        return jax.jit(functools.partial(step, spec, attention), donate_argnames="state", **options)
+        bound = functools.partial(step, spec, attention)
+        return jax.jit(bound, donate_argnames="state", compiler_options=dict(compiler_options or {}), **options)
 
     return Steps(
         prefill=entry(prefill_step),

@@ -63,7 +63,8 @@ class Instruction:
     Attributes:
       name, opcode: as XLA names them. results: one array, or those of a tuple. operands: names of instructions.
       called: computations by role: `body`, `condition`, `calls`, or branches in order. scope: the JAX operation.
-      cycles: XLA's estimate of one execution; None where it has none. attributes: the rest of the line.
+      cycles: XLA's estimate of one execution; None where it has none. attributes: the rest of the line; of a constant or
+        parameter, its value or number.
     """
 
     name: str
@@ -337,7 +338,7 @@ def _instruction(name: str, rest: str) -> Instruction:
         called=tuple(name for found in _CALLED.findall(attributes) for name in re.findall(_NAME, found)),
         scope=scope[1] if scope else "",
         cycles=int(cycles[1]) if cycles and int(cycles[1]) != UNKNOWN_CYCLES else None,
-        attributes=inside if opcode == "constant" else attributes,
+        attributes=inside if opcode in ("constant", "parameter") else attributes,
     )
 
 

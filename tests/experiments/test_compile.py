@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.compile import main, page
-from nanoserve.executors.aot import CUBES, FLAT, TOPOLOGIES, topology_name
+from nanoserve.executors.aot_targets import CUBES, FLAT, TOPOLOGIES, topology_name
 from nanoserve.executors.aot_report import ProgramReport, clock_hz, part_of
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.errors import ConfigError

@@ -20,7 +20,9 @@ PROGRAM = """
 import re, jax, numpy as np
 from nanoserve.model import sharding, step
 from nanoserve.model.attention import attention_for
+from nanoserve.model.params import from_tensors
 from nanoserve.model.places import state_places
+from nanoserve.weights.random import RandomTensors
 from tests.model.factories import *
 
 mesh = sharding.make_mesh(jax.devices())
@@ -39,8 +41,9 @@ def run(mixed, params, state):
         found.append((tokens, logprobs))
     return state, found
 
-_, want = run(step.make_steps(TINY).mixed, random_params(), empty_state())
-params = jax.device_put(random_params(), sharding.shardings(mesh, TINY))
+source = RandomTensors(TINY, 0, np.float32)
+_, want = run(step.make_steps(TINY).mixed, from_tensors(TINY, source, np.float32), empty_state())
+params = from_tensors(TINY, source, np.float32, sharding.placer(mesh), ways=2)
 places = state_places(TINY, "xla", "float32", mesh)
 state = jax.device_put(empty_state(), places)
 mixed = step.make_steps(TINY, attention=attention_for(TINY, "xla", mesh), places=places).mixed
