@@ -1,11 +1,13 @@
-"""Compiles a config's steps for TPUs that are not there, and says what the compiler makes of them.
+"""Compiles a config's steps for chips that are not there, and says what the compiler makes of them.
 
     python experiments/compile.py --config=llama70b_v5p
     python experiments/compile.py --config=llama70b_v6e --batch=64 --context=4096 --out=compiled.json
+    python experiments/compile.py --config=llama70b_h100 --programs=decode_step
 
-Needs the extra `tpu-aot`. Prints, of one chip and one call: bytes by kind beside the memory model, FLOPs beside the
-cost model, XLA's estimated time beside the roofline, collectives, and copies of a whole layer. Exit code 0: everything
-compiled. 1: a program does not fit; the compiler's message is printed. 2: something the user can mend.
+TPUs need the extra `tpu-aot`, an H100 the compilers that `make aot-gpu` installs. Prints, of one chip and one call:
+bytes by kind beside the memory model, FLOPs beside the cost model, collectives, and copies of a whole layer; for a TPU
+XLA's estimated time beside the roofline, for a GPU what the Mosaic kernels use. Exit code 0: everything compiled. 1: a
+program does not fit; the compiler's message is printed. 2: something the user can mend.
 """
 
 import dataclasses
@@ -24,10 +26,12 @@ from nanoserve.experiment import CONFIG_CLASSES, Experiment, resolve
 from nanoserve.report.units import short, significant, time
 from nanoserve.specs.config import load
 from nanoserve.specs.config import resolve as resolve_config
-from nanoserve.specs.errors import ConfigError, NanoserveError
+from nanoserve.specs.errors import ConfigError, NanoserveError, nearest
 
 if TYPE_CHECKING:
-    from nanoserve.executors.aot_report import Memory, ProgramReport, Setting
+    from kernels.pallas.aot_gpu import ResourceReport
+    from nanoserve.executors.aot_expected import Setting
+    from nanoserve.executors.aot_report import Costly, Memory, ProgramReport
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXIT_REFUSED, EXIT_USER = 1, 2
@@ -40,6 +44,7 @@ ENVIRONMENT = {
 }
 GIB = 2**30
 MOST_LINES = 8
+PROGRAMS = ("decode_step", "prefill_step", "decode_loop")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,12 +90,16 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
         "implementation of paged attention; auto is the chip's kernel where it serves the model",
         flag_values=own,
     )
+    flags.DEFINE_list("programs", list(PROGRAMS), "which steps to compile, of these", flag_values=own)
     flags.DEFINE_string("out", None, "also write the figures to this JSON file", flag_values=own)
     flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
     try:
         rest = own(arguments)
     except flags.Error as error:
         raise ConfigError(f"{error}. See --help") from error
+    for name in own.programs:
+        if name not in PROGRAMS:
+            raise ConfigError(f"--programs: there is no step '{name}'.{nearest(name, PROGRAMS)}")
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
     return own
@@ -100,7 +109,8 @@ def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["Progr
     """Compiles one step after the other, and prints each as soon as it is known."""
     os.environ.update(ENVIRONMENT)
     from nanoserve.executors.aot import Compiler, Workload
-    from nanoserve.executors.aot_report import Setting, describe
+    from nanoserve.executors.aot_expected import Setting
+    from nanoserve.executors.aot_report import describe
 
     facts, engine = resolve(experiment), experiment.engine
     budget = engine.prefill_chunk_tokens or engine.max_step_tokens
@@ -110,6 +120,7 @@ def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["Progr
         chunk_tokens=min(budget, engine.max_step_tokens, asked.context),
         page_tokens=engine.page_tokens,
         slots=max(engine.max_seqs, asked.batch),
+        loop_steps=min(engine.max_horizon_steps, asked.context),
     )
     compiler = Compiler(facts.model, facts.cluster, experiment.precision, work, asked.attention)
     setting = Setting(
@@ -120,9 +131,9 @@ def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["Progr
         attention=compiler.attention.name,
         temperature=experiment.sampling.temperature,
     )
-    print("\n".join(_heading(setting)))
-    for compile_step in (compiler.decode_step, compiler.prefill_step):
-        report = describe(compile_step(), setting)
+    print("\n".join(_heading(setting, compiler.attention.why)))
+    for name in asked.programs:
+        report = describe(getattr(compiler, name)(), setting)
         print("\n" + "\n".join(page(report)), flush=True)
         yield report
 
@@ -141,12 +152,13 @@ def _write(path: Path, name: str, asked: flags.FlagValues, reports: Sequence["Pr
         raise ConfigError(f"--out={path}: {error.strerror}. Name a file in a folder that exists") from error
 
 
-def _heading(setting: "Setting") -> Iterator[str]:
+def _heading(setting: "Setting", why: str) -> Iterator[str]:
     work, cluster = setting.work, setting.cluster
-    yield f"{setting.model.name} for {cluster.tensor} x {cluster.chip.name}, attention {setting.attention}"
+    yield f"{setting.model.name} for {cluster.tensor} x {cluster.chip.name}, attention {setting.attention}: {why}"
     yield (
         f"  {work.batch} sequences of {work.context_tokens:,} positions in {work.pages:,} pages of "
-        f"{work.page_tokens}; chunks of {work.chunk_tokens:,}. All figures are of one chip and one call"
+        f"{work.page_tokens}; chunks of {work.chunk_tokens:,}, loops of {work.loop_steps} steps. All figures are of one "
+        "chip and one call"
     )
 
 
@@ -160,7 +172,10 @@ def page(report: "ProgramReport") -> Iterator[str]:
     yield f"{report.name}: fits ({took})"
     yield from _memory_lines(report.memory)
     yield from _flop_lines(report)
-    yield from _time_lines(report)
+    if report.estimated_s:
+        yield from _time_lines(report)
+    if report.kernels and report.kernels.kernels:
+        yield _kernel_line(report.kernels)
     yield "  collectives" if report.collectives else "  no collectives"
     for each in report.collectives[:MOST_LINES]:
         yield f"    {each.times:>7,.0f} x {each.kind:<18} {short(each.size_bytes):>7}B each"
@@ -190,26 +205,47 @@ def _off(found: float, expected: float | None) -> str:
 
 
 def _flop_lines(report: "ProgramReport") -> Iterator[str]:
+    counted = f"; XLA's count with each loop's body once: {short(report.counted_flops)}FLOP"
     yield (
         f"  products {short(report.product_flops)}FLOP, cost model {short(report.model_flops)}FLOP"
-        f"{_off(report.product_flops, report.model_flops)}; XLA's count with each loop's body once: "
-        f"{short(report.counted_flops)}FLOP"
+        f"{_off(report.product_flops, report.model_flops)}{counted if report.counted_flops else ''}"
     )
+    if report.trips:
+        yield f"  loops whose length is data are taken to run {' x '.join(map(significant, report.trips))} times"
+    yield f"  roofline {time(report.roofline_s)}"
 
 
 def _time_lines(report: "ProgramReport") -> Iterator[str]:
-    ratio = significant(report.estimated_s / report.roofline_s)
-    assumed = f"; attention's loops run {' x '.join(map(significant, report.trips))} times" if report.trips else ""
+    estimable = report.roofline_s - report.unestimated_s
     yield (
-        f"  XLA's estimate {time(report.estimated_s)}, roofline {time(report.roofline_s)}: {ratio} times "
-        f"(only the roofline counts collectives){assumed}"
+        f"  XLA's estimate {time(report.estimated_s)}, {significant(report.estimated_s / estimable)} times the "
+        f"{time(estimable)} of what it estimates: no collectives, no Pallas kernels"
     )
     yield f"    {'part':<24}{'estimate':>12}{'roofline':>12}"
     for part in report.parts:
         yield f"    {part.name:<24}{time(part.estimated_s):>12}{time(part.roofline_s):>12}"
-    yield "  costliest instructions"
+    yield "  costliest instructions: estimate, and over their own bytes and products at the chip's limits"
     for each in report.costly:
-        yield f"    {time(each.estimated_s):>9}  {each.times:>7,.0f} x {each.name:<34} {_end(each.scope)}"
+        yield _costly_line(each)
+    yield (
+        "  above 2% of the estimate and 1.5 times their own roofline:" if report.above else "  none above 2% of the "
+        "estimate takes more than 1.5 times its own roofline"
+    )
+    for each in report.above:
+        yield _costly_line(each)
+
+
+def _costly_line(each: "Costly") -> str:
+    over = f"{significant(each.estimated_s / each.roofline_s):>6}x" if each.roofline_s else f"{'':>7}"
+    return f"    {time(each.estimated_s):>9} {over}  {each.times:>7,.0f} x {each.name:<34} {_end(each.scope)}"
+
+
+def _kernel_line(kernels: "ResourceReport") -> str:
+    return (
+        f"  Mosaic kernels: {kernels.kernels}, of at most {kernels.registers} registers, {kernels.spill_bytes} bytes of "
+        f"spills, {kernels.shared_bytes:,} bytes of shared memory"
+        f"{', products one after the other' if kernels.wgmma_serialised else ''}"
+    )
 
 
 def _end(scope: str) -> str:

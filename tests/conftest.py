@@ -10,6 +10,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+# The interpreter of GPU kernels runs each warpgroup as a program that blocks where the warpgroup waits. Scheduled for
+# concurrency, such programs fill XLA's pool of one thread a core, and then wait for each other for ever.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+
 import pytest  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -71,11 +71,11 @@ def compiled_for_h100(fn: Callable[..., Any], *abstract_args: jax.ShapeDtypeStru
     """As `compile_for_h100`, with the compiled program (`as_text()`, `memory_analysis()`) before the report."""
     sharding = _one_h100()
     args = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=sharding) for arg in abstract_args]
-    with _dumps() as folder:
+    with mosaic_logs() as folder:
         lowered = jax.jit(fn).trace(*args).lower()
         start = time.perf_counter()
         compiled = lowered.compile()
-        return compiled, _report(folder, time.perf_counter() - start)
+        return compiled, report(folder, time.perf_counter() - start)
 
 
 @functools.cache
@@ -95,7 +95,7 @@ def _one_h100() -> jax.sharding.Sharding:
 
 
 @contextlib.contextmanager
-def _dumps() -> Iterator[pathlib.Path]:
+def mosaic_logs() -> Iterator[pathlib.Path]:
     """A folder where Mosaic leaves the logs of what is compiled meanwhile; a cached program would leave none."""
     caching = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
@@ -111,8 +111,8 @@ def _dumps() -> Iterator[pathlib.Path]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _report(folder: pathlib.Path, seconds: float) -> ResourceReport:
-    """The figures in ptxas's and Mosaic's logs."""
+def report(folder: pathlib.Path, seconds: float) -> ResourceReport:
+    """The figures in the logs that `mosaic_logs` left, of a compilation that took so long."""
     logs = [path.read_text() for path in sorted(folder.glob("*.ptxas"))]
     resources = [path.read_text() for path in sorted(folder.glob("*.resources.txt"))]
 

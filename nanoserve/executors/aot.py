@@ -7,16 +7,19 @@ libtpu reads its environment when it is first loaded: `experiments/compile.py` s
 `aot_report` (what the program says).
 """
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kernels.pallas import compat
+from kernels.pallas import aot_gpu, compat
+from kernels.pallas.aot_gpu import ResourceReport
 from nanoserve.engine.sequence import pages_for
 from nanoserve.executors.aot_targets import devices
 from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
@@ -68,7 +71,8 @@ class Compiled:
     """One program as the compiler left it, or why it did not.
 
     Attributes:
-      name: `decode_step`, `prefill_step` or `decode_loop`. text: HLO. refused: the compiler's message; the rest is empty then.
+      name: `decode_step`, `prefill_step` or `decode_loop`. text: HLO.
+      refused: the compiler's message, or empty; where it is not, the rest is. kernels: of a GPU, what Mosaic's use.
       weight_bytes, kv_bytes: arguments of one chip by our own shapes. memory: the compiler's bytes of one chip.
       counted_flops: by XLA's cost analysis, which counts a loop's body once. lower_s, compile_s: how long it took.
     """
@@ -82,6 +86,7 @@ class Compiled:
     memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
     counted_flops: float = 0.0
     refused: str = ""
+    kernels: ResourceReport | None = None
 
 
 class Compiler:
@@ -133,6 +138,11 @@ class Compiler:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
         inputs = jax.tree.map(lambda a: _shaped(a, everywhere), (*rows, key))
+        gpu = self.mesh.devices.flat[0].platform == "gpu"
+        with aot_gpu.mosaic_logs() if gpu else contextlib.nullcontext() as logs:
+            return self._lowered_and_compiled(name, step, inputs, static, logs)
+
+    def _lowered_and_compiled(self, name, step, inputs, static: Mapping[str, int], logs: Path | None) -> Compiled:
         began = time.perf_counter()
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             lowered = step.trace(self.params, self.state, *inputs, **static).lower()  # type: ignore[attr-defined]
@@ -154,6 +164,7 @@ class Compiler:
             text=(program.as_text() or "") if program else "",
             memory=_memory(program) if program else {},
             counted_flops=_counted_flops(program) if program else 0.0,
+            kernels=aot_gpu.report(logs, answered_at - lowered_at) if logs else None,
         )
 
 

@@ -10,43 +10,32 @@ Next: `roofline.compiled` (what is read from a program), `roofline.timing` (the 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from kernels.pallas.paged_attention import xla
-from nanoserve.executors.aot import Compiled, Workload
-from nanoserve.model import params as model_params
-from nanoserve.model import sharding
+from kernels.pallas.aot_gpu import ResourceReport
+from nanoserve.executors.aot import Compiled
+from nanoserve.executors.aot_expected import (
+    ATTENTION,
+    COLLECTIVES,
+    OTHER,
+    PARTS,
+    Setting,
+    attention_trips,
+    layer_arrays,
+    model_flops,
+    roofline_parts,
+    step_counts,
+)
 from nanoserve.roofline import compiled as hlo
-from nanoserve.roofline.calibration import constants_for
-from nanoserve.roofline.counts import StepCounts, causal_pairs, window_kv_tokens, window_pairs
+from nanoserve.roofline.compiled_traffic import hbm_bytes
 from nanoserve.roofline.memory import activation_peak_bytes, weight_bytes_per_chip
-from nanoserve.roofline.ops import attention_flops, kv_bytes_per_chip, matmul_flops, step_ops
-from nanoserve.roofline.timing import op_times
-from nanoserve.specs.chips import ChipSpec, ClusterSpec, Precision
-from nanoserve.specs.models import ModelSpec
+from nanoserve.roofline.ops import kv_bytes_per_chip
+from nanoserve.specs.chips import ChipSpec
 
 # Source: jax-ml/scaling-book, "How to Think About TPUs": 4 x 128x128 cells (v5e), two cores of that (v5p), and
 # 4 x 256x256 (v6e) do one multiply-add each cycle. Peak over that gives 1.5, 1.75 and 1.75 GHz.
 FLOPS_PER_CYCLE = {"tpu_v5e": 2 * 4 * 128**2, "tpu_v5p": 2 * 8 * 128**2, "tpu_v6e": 2 * 4 * 256**2}
-PARTS = ("qkv", "out", "decode_attention", "prefill_attention", "mlp", "head", "sample", "write_kv", "rope", "embed")
-OPS_OF: Mapping[str, str] = {
-    "o": "out", "gate_up": "mlp", "down": "mlp", "attention_decode": "decode_attention",
-    "attention_prefill": "prefill_attention", "gather_logits": "collectives", "all_reduce": "collectives",
-}  # fmt: skip
-LAYER_SLICES, OTHER = "slices of a layer", "other"
+LAYER_SLICES = "slices of a layer"
 TOP = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What was compiled."""
-
-    model: ModelSpec
-    cluster: ClusterSpec
-    precision: Precision
-    work: Workload
-    attention: str
-    temperature: float = 0.0
+NOTABLE_SHARE, NOTABLE_RATIO = 0.02, 1.5  # of the step, and over an instruction's own roofline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,11 +71,17 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costly:
-    """An instruction: how often a call runs it, seconds of all runs by XLA's estimate, and the operation it is of."""
+    """An instruction: how often a call runs it, and the operation it is of.
+
+    Attributes:
+      estimated_s: seconds of all runs, by XLA's estimate.
+      roofline_s: the same at the chip's limits, from the bytes and products that the instruction itself names.
+    """
 
     name: str
     times: float
     estimated_s: float
+    roofline_s: float
     scope: str
     shapes: tuple[str, ...]
 
@@ -98,7 +93,10 @@ class ProgramReport:
     Attributes:
       product_flops: of matrix products and XLA attention, loops counted as often as they run. model_flops: of the
         cost model, cut evenly over the chips. counted_flops: XLA's own, each loop's body once.
-      estimated_s: XLA's cycles. roofline_s: at datasheet limits, collectives included, of which XLA estimates nothing.
+      estimated_s: XLA's cycles for a TPU; 0 for a GPU. roofline_s: at datasheet limits, all parts.
+      unestimated_s: what of `roofline_s` XLA estimates nothing of: collectives, and attention in a kernel.
+      above: instructions of a notable share of the estimate that take notably longer than their own roofline.
+      kernels: what Mosaic kernels use, for a GPU.
       trips: what was assumed of loops whose length depends on data, outermost first.
     """
 
@@ -112,9 +110,12 @@ class ProgramReport:
     counted_flops: float = 0.0
     estimated_s: float = 0.0
     roofline_s: float = 0.0
+    unestimated_s: float = 0.0
     trips: tuple[float, ...] = ()
     parts: tuple[Part, ...] = ()
     costly: tuple[Costly, ...] = ()
+    above: tuple[Costly, ...] = ()
+    kernels: ResourceReport | None = None
     copies: tuple[Costly, ...] = ()
     collectives: tuple[hlo.Collective, ...] = ()
 
@@ -131,25 +132,55 @@ def describe(compiled: Compiled, setting: Setting) -> ProgramReport:
     trips = attention_trips(setting, compiled.name)
     program = hlo.parse(compiled.text)
     ran = hlo.executed(program, hlo.Assumed(trips, dearest_branch=setting.temperature > 0))
-    clock = clock_hz(setting.cluster.chip)
     counts = step_counts(setting, compiled.name)
     roofline = roofline_parts(setting, counts)
-    estimated = [(each, each.cycles / clock) for each in ran if each.cycles]
+    priced = _Prices(program, setting.cluster.chip)
+    costly = [priced.of(each) for each in ran if each.cycles]
+    estimated_s = sum(each.estimated_s for each in costly)
     copied = hlo.copies(program, ran, layer_arrays(setting))
+    kernels = ATTENTION if setting.attention != "xla" else ()
     return ProgramReport(
         **common,
         memory=memory(compiled, setting),
         product_flops=sum(hlo.product_flops(program, ran).values()),
         model_flops=model_flops(setting, counts),
         counted_flops=compiled.counted_flops,
-        estimated_s=sum(seconds for _, seconds in estimated),
+        estimated_s=estimated_s,
         roofline_s=sum(roofline.values()),
+        unestimated_s=sum(roofline.get(part, 0.0) for part in (COLLECTIVES, *kernels)),
         trips=trips,
-        parts=_parts(estimated, roofline),
-        costly=tuple(_costly(*each) for each in sorted(estimated, key=lambda each: -each[1])[:TOP]),
-        copies=tuple(_costly(each, each.cycles / clock) for each in copied),
+        parts=_parts(costly, roofline),
+        costly=tuple(sorted(costly, key=lambda each: -each.estimated_s)[:TOP]),
+        above=tuple(each for each in costly if _is_above(each, estimated_s)),
+        copies=tuple(priced.of(each) for each in copied),
         collectives=hlo.collectives(program, ran),
+        kernels=compiled.kernels,
     )
+
+
+class _Prices:
+    """Seconds of instructions: by XLA's estimate, and at the limits of the chip."""
+
+    def __init__(self, program: hlo.Program, chip: ChipSpec):
+        self.program, self.chip = program, chip
+        self.clock = clock_hz(chip) if chip.name in FLOPS_PER_CYCLE else 0.0
+
+    def of(self, each: hlo.Executed) -> Costly:
+        instruction = each.instruction
+        moved = hbm_bytes(self.program, each.computation, instruction) / self.chip.hbm_bytes_per_s
+        flops = sum(hlo.product_flops(self.program, [each]).values()) / self.chip.peak("bf16")
+        return Costly(
+            name=instruction.name,
+            times=each.times,
+            estimated_s=each.cycles / self.clock if self.clock else 0.0,
+            roofline_s=max(each.times * moved, flops),
+            scope=instruction.scope,
+            shapes=tuple(f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in instruction.results),
+        )
+
+
+def _is_above(each: Costly, total_s: float) -> bool:
+    return each.estimated_s > max(NOTABLE_SHARE * total_s, NOTABLE_RATIO * each.roofline_s)
 
 
 def clock_hz(chip: ChipSpec) -> float:
@@ -157,82 +188,11 @@ def clock_hz(chip: ChipSpec) -> float:
     return chip.peak("bf16") / FLOPS_PER_CYCLE[chip.name]
 
 
-def attention_trips(setting: Setting, program: str) -> tuple[float, ...]:
-    """Returns how often the loops of XLA attention run; kernels have none that data decides."""
-    work, window = setting.work, setting.model.sliding_window_tokens
-    if setting.attention != "xla":
-        return ()
-    pages = (work.page_tokens, work.table_pages)
-    chunk = xla.chunk_tokens(*pages)
-    context = np.array([work.context_tokens])
-    if program == "decode_step":
-        return (xla.decode_gathered_tokens(context, *pages, window) / chunk,)
-    blocks = -(-work.chunk_tokens // min(xla.QUERY_BLOCK, work.chunk_tokens))
-    chunks = np.array([work.chunk_tokens])
-    gathered = xla.prefill_gathered_tokens(context, chunks, work.chunk_tokens, *pages, window)
-    return float(blocks), gathered / chunk / blocks
-
-
-def step_counts(setting: Setting, program: str) -> StepCounts:
-    """Returns the compiled step in the cost model's terms: every row is there and has the whole context."""
-    work, context, chunk = setting.work, setting.work.context_tokens, setting.work.chunk_tokens
-    window = setting.model.sliding_window_tokens or context
-    if program == "decode_step":
-        rows = {"decode_kv_tokens": work.batch * context, "decode_window_tokens": work.batch * min(context, window)}
-        return StepCounts(decode_seqs=work.batch, sampled=work.batch, **rows)
-    past = context - chunk
-    return StepCounts(
-        prefill_seqs=1,
-        prefill_tokens=chunk,
-        prefill_pairs=causal_pairs(past, chunk),
-        prefill_window_pairs=window_pairs(past, chunk, window),
-        prefill_kv_tokens=context,
-        prefill_window_kv_tokens=window_kv_tokens(past, chunk, window),
-        sampled=1,
-    )
-
-
-def roofline_parts(setting: Setting, counts: StepCounts) -> dict[str, float]:
-    """Returns seconds at datasheet limits by part of the program."""
-    constants = constants_for(setting.cluster.chip, setting.precision, "sol")
-    seconds: dict[str, float] = {}
-    for op in step_ops(setting.model, setting.cluster, setting.precision, counts):
-        part = OPS_OF.get(op.name, op.name if op.name in PARTS else OTHER)
-        seconds[part] = seconds.get(part, 0.0) + float(op_times(op, setting.cluster, constants).total)
-    return seconds
-
-
-def model_flops(setting: Setting, counts: StepCounts) -> float:
-    """Returns the cost model's FLOPs of one chip: products, and attention over the pairs that are needed.
-
-    Attention is left out where a kernel computes it, whose products are not in the program's text.
-    """
-    full = setting.model.sliding_window_tokens is None
-    pairs = counts.decode_kv_tokens + counts.prefill_pairs
-    pairs = pairs if full else counts.decode_window_tokens + counts.prefill_window_pairs
-    attention = attention_flops(setting.model, pairs) if setting.attention == "xla" else 0
-    return (matmul_flops(setting.model, counts.new_tokens, counts.sampled) + attention) / setting.cluster.tensor
-
-
-def layer_arrays(setting: Setting) -> tuple[tuple[int, ...], ...]:
-    """Returns the shapes, on one chip, of one layer's matrices and KV, and of all layers' together."""
-    model, work, ways = setting.model, setting.work, setting.cluster.tensor
-
-    def on_chip(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:
-        return tuple(size // (ways if axis in sharding.RULES else 1) for size, axis in zip(shape, axes, strict=True))
-
-    matrices = ("wqkv", "wo", "w_gate_up", "w_down")
-    stacks = [on_chip(model_params.shape_of(model, field), model_params.AXES[field]) for field in matrices]
-    pool = (model.layers, work.pages, work.page_tokens, model.kv_heads, 2, model.head_size)
-    stacks.append(on_chip(pool, (None, None, None, "kv_heads", None, None)))
-    return (*stacks, *(stack[1:] for stack in stacks))
-
-
 def memory(compiled: Compiled, setting: Setting) -> Memory:
     """Returns the compiler's bytes beside the memory model's."""
     model, precision, ways, work = setting.model, setting.precision, setting.cluster.tensor, setting.work
     found = compiled.memory
-    tokens, rows = (work.batch, work.batch) if compiled.name == "decode_step" else (work.chunk_tokens, 1)
+    tokens, rows = (work.chunk_tokens, 1) if compiled.name == "prefill_step" else (work.batch, work.batch)
     return Memory(
         weights=compiled.weight_bytes,
         kv=compiled.kv_bytes,
@@ -255,19 +215,13 @@ def part_of(scope: str) -> str:
     return LAYER_SLICES if any("dynamic_index_in_dim" in name for name in path) else OTHER
 
 
-def _parts(estimated: Sequence[tuple[hlo.Executed, float]], roofline: Mapping[str, float]) -> tuple[Part, ...]:
+def _parts(costly: Sequence[Costly], roofline: Mapping[str, float]) -> tuple[Part, ...]:
     seconds: dict[str, float] = {}
-    for each, took in estimated:
-        part = part_of(each.instruction.scope)
-        seconds[part] = seconds.get(part, 0.0) + took
+    for each in costly:
+        part = part_of(each.scope)
+        seconds[part] = seconds.get(part, 0.0) + each.estimated_s
     some = [name for name in {**roofline, **seconds} if seconds.get(name) or roofline.get(name)]
-    names = sorted(some, key=lambda name: -seconds.get(name, 0.0))
+    names = sorted(some, key=lambda name: (-seconds.get(name, 0.0), -roofline.get(name, 0.0)))
     return tuple(
         Part(name=name, estimated_s=seconds.get(name, 0.0), roofline_s=roofline.get(name, 0.0)) for name in names
     )
-
-
-def _costly(each: hlo.Executed, seconds: float) -> Costly:
-    instruction = each.instruction
-    shapes = tuple(f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in instruction.results)
-    return Costly(name=instruction.name, times=each.times, estimated_s=seconds, scope=instruction.scope, shapes=shapes)

@@ -36,7 +36,8 @@ class LoadedModel:
     """A model that is ready to run: its entry points and its weights where they will be used.
 
     Attributes:
-      spec, steps, params: the model as its chips execute it. kv_dtype: of the pages. attention: the implementation, and why it was picked.
+      spec, steps, params: the model as its chips execute it. kv_dtype: of the pages.
+      attention: the implementation, and why it was picked.
       places: where a state lives, None where it does not matter.
     """
 

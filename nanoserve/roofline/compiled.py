@@ -63,8 +63,8 @@ class Instruction:
     Attributes:
       name, opcode: as XLA names them. results: one array, or those of a tuple. operands: names of instructions.
       called: computations by role: `body`, `condition`, `calls`, or branches in order. scope: the JAX operation.
-      cycles: XLA's estimate of one execution; None where it has none. attributes: the rest of the line; of a constant or
-        parameter, its value or number.
+      cycles: XLA's estimate of one execution; None where it has none.
+      attributes: the rest of the line; of a constant its value, of a parameter its number.
     """
 
     name: str
@@ -180,11 +180,11 @@ def collectives(program: Program, ran: Sequence[Executed]) -> tuple[Collective, 
 
 
 def product_flops(program: Program, ran: Sequence[Executed]) -> dict[str, float]:
-    """Returns the FLOPs of matrix products of a call by JAX operation, 2 per multiply-add."""
+    """Returns the FLOPs of matrix products of a call by JAX operation, 2 per multiply-add; cuBLAS calls included."""
     flops: dict[str, float] = {}
     for each in ran:
         for where, inner in program.parts(each.computation, each.instruction):
-            if inner.opcode in ("convolution", "dot"):
+            if inner.opcode in ("convolution", "dot") or "__cublas$" in inner.attributes:
                 flops[inner.scope] = flops.get(inner.scope, 0) + each.times * _one_product(program, where, inner)
     return flops
 
@@ -208,7 +208,7 @@ def _walk(program: Program, name: str, times: float, assumed: Assumed, depth: in
         match instruction.opcode:
             case "while":
                 condition, body = _loop(instruction)
-                trips = stated_trips(program.computations[condition])
+                trips = _known_trips(instruction) or stated_trips(program.computations[condition])
                 inner = depth + (trips is None)
                 yield from _walk(program, body, times * (trips or _given(instruction, assumed, depth)), assumed, inner)
             case "conditional":
@@ -220,7 +220,13 @@ def _walk(program: Program, name: str, times: float, assumed: Assumed, depth: in
 def _branch(program: Program, instruction: Instruction, times: float, assumed: Assumed, depth: int):
     branches = [tuple(_walk(program, branch, times, assumed, depth)) for branch in instruction.called]
     choose = max if assumed.dearest_branch else min
-    return choose(branches, key=lambda branch: sum(each.cycles for each in branch))
+    return choose(branches, key=lambda branch: (sum(each.cycles for each in branch), len(branch)))
+
+
+def _known_trips(loop: Instruction) -> int | None:
+    """The length of a loop as XLA for GPUs notes it."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+    return int(known[1]) if known else None
 
 
 def stated_trips(condition: Sequence[Instruction]) -> int | None:
@@ -288,9 +294,9 @@ def _one_product(program: Program, computation: str, product: Instruction) -> fl
     shapes = _shapes(program, computation)
     left, right = (shapes[name] for name in product.operands[:2])
     output = product.results[0].shape
-    if product.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)
-        axes = [int(axis) for axis in contracted[1].split(",") if axis] if contracted else []
+    if product.opcode != "convolution":
+        contracted = re.search(r"lhs_contracting_dim(?:ension)?s\"?[=:][{\[]([\d,\"]*)[}\]]", product.attributes)
+        axes = [int(axis) for axis in contracted[1].replace('"', "").split(",") if axis] if contracted else []
         return 2 * math.prod(output) * math.prod(left[axis] for axis in axes)
     return _convolution_flops(product.attributes, left, right, output)
 

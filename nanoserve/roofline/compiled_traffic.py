@@ -70,9 +70,8 @@ def _written(program: Program, instruction: Instruction) -> int:
     roots = list(_roots(program, fused, program.computations[fused][-1]))
     if len(roots) != len(instruction.results):
         return sum(array.size_bytes for array in results)
-    return sum(
-        _new_bytes(program, fused, root) for root, array in zip(roots, instruction.results, strict=True) if not array.on_chip
-    )
+    pairs = zip(roots, instruction.results, strict=True)
+    return sum(_new_bytes(program, fused, root) for root, array in pairs if not array.on_chip)
 
 
 def _roots(program: Program, computation: str, root: Instruction) -> Iterator[Instruction]:

@@ -215,8 +215,13 @@ def rest_dtype(precision: Precision) -> str:
 
 
 def kv_bytes_per_chip(model: ModelSpec, precision: Precision, ways: int) -> int:
-    """Returns KV bytes per token that one chip holds, all layers; heads fewer than `ways` are replicated."""
-    return kv_bytes_per_token(model, precision.kv) * math.ceil(model.kv_heads / ways) // model.kv_heads
+    """Returns KV bytes per token that one chip holds, all layers; heads fewer than `ways` are replicated.
+
+    KV of less than 16 bits has a float32 factor for each key and each value.
+    """
+    heads = math.ceil(model.kv_heads / ways)
+    scales = 2 * model.layers * heads * dtype_bytes("f32") if dtype_bytes(precision.kv) < dtype_bytes("bf16") else 0
+    return kv_bytes_per_token(model, precision.kv) * heads // model.kv_heads + math.ceil(scales)
 
 
 class _Parts:

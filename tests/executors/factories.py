@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -110,3 +113,11 @@ def wall_engine(
 ) -> Engine:
     """An engine that takes the time it takes."""
     return build_engine(config, spec, trace, num_pages, executor, WallClock(), OpenLoop(trace, to_ticks))
+
+
+def outcomes_of(platform: str) -> dict[str, dict]:
+    """What `compiled_steps` finds of every case of a platform, by case."""
+    command = [sys.executable, "-m", "tests.executors.compiled_steps", platform]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return {outcome["case"]: outcome for outcome in map(json.loads, process.stdout.splitlines())}

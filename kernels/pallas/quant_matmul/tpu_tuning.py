@@ -1,0 +1,61 @@
+"""Block sizes of the TPU kernel: arithmetic on the 16 MiB of VMEM that a kernel gets unless it asks for more.
+
+Nothing here has been timed. Sizes change the order of float32 sums, never what is summed.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kernels.pallas import compat
+from kernels.pallas.quant_matmul.weight import BITS, QuantWeight
+
+LANES = 128
+ROWS_BYTES = 4 * 2**20  # a tile of rows of x; held twice where there are several
+TILE_BYTES = 2 * 2**20  # a tile of the weight, held twice: 2.5 us of a v5e's memory, beside 0.35 us for a grid step
+MOST_TOKENS = 512
+MOST_OUTPUTS = 1024
+STEPS = 8  # at least, so that the first copy, which nothing hides, is a small part
+CHUNK = 512  # inputs multiplied at a time where one scale serves them all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Sizes of one call.
+
+    Attributes:
+      tile_tokens: rows of x in VMEM.
+      tile_outputs: output channels of a grid step.
+      chunk: inputs converted and multiplied at a time.
+      cores: cores that share the call, each with output channels of its own.
+    """
+
+    tile_tokens: int
+    tile_outputs: int
+    chunk: int
+    cores: int = 1
+
+
+def blocks(x_TD: jax.Array | jax.ShapeDtypeStruct, weight: QuantWeight) -> Blocks:
+    """Sizes for a product."""
+    T, D = x_TD.shape
+    element_bytes = jnp.dtype(x_TD.dtype).itemsize
+    sublanes = 8 * 4 // element_bytes
+    fitting = max(1, ROWS_BYTES // (D * element_bytes) // LANES) * LANES
+    tokens = min(_up(T, sublanes), fitting, MOST_TOKENS)
+    most = min(int(TILE_BYTES / (D * BITS[weight.kind] / 8)), MOST_OUTPUTS, weight.outputs // STEPS)
+    outputs = max(1, most // LANES) * LANES
+    cores = min(compat.tpu_cores(), -(-weight.outputs // outputs))
+    return Blocks(tile_tokens=tokens, tile_outputs=outputs, chunk=chunk_of(weight), cores=cores)
+
+
+def chunk_of(weight: QuantWeight) -> int:
+    """Inputs multiplied at a time: one group of 128 or more, several smaller ones, or part of a whole column."""
+    if weight.groups > 1:
+        return max(weight.group, LANES)
+    return next(chunk for chunk in (CHUNK, CHUNK // 2, LANES) if weight.inputs % chunk == 0)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

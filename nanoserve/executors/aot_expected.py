@@ -1,0 +1,124 @@
+"""What a compiled step should come to: the cost model's side of an ahead-of-time report.
+
+Everything is of one chip and one call. What a program's text cannot tell is assumed here: every row is there and has
+the whole context, so loops over KV run as often as that takes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from kernels.pallas.paged_attention import xla
+from nanoserve.executors.aot import Workload
+from nanoserve.model import params as model_params
+from nanoserve.model import sharding
+from nanoserve.model.params import spread
+from nanoserve.roofline.calibration import constants_for
+from nanoserve.roofline.counts import StepCounts, causal_pairs, window_kv_tokens, window_pairs
+from nanoserve.roofline.ops import attention_flops, matmul_flops, step_ops
+from nanoserve.roofline.timing import op_times
+from nanoserve.specs.chips import ClusterSpec, Precision
+from nanoserve.specs.models import ModelSpec
+
+PARTS = ("qkv", "out", "decode_attention", "prefill_attention", "mlp", "head", "sample", "write_kv", "rope", "embed")
+OPS_OF: Mapping[str, str] = {
+    "o": "out", "gate_up": "mlp", "down": "mlp", "attention_decode": "decode_attention",
+    "attention_prefill": "prefill_attention", "gather_logits": "collectives", "all_reduce": "collectives",
+}  # fmt: skip
+DECODES = ("decode_step", "decode_loop")
+COLLECTIVES, OTHER = "collectives", "other"
+ATTENTION = ("decode_attention", "prefill_attention")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What was compiled."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    precision: Precision
+    work: Workload
+    attention: str
+    temperature: float = 0.0
+
+
+def attention_trips(setting: Setting, program: str) -> tuple[float, ...]:
+    """Returns how often loops run whose length is data, outermost first: decode steps, and those of XLA attention."""
+    work, window = setting.work, setting.model.sliding_window_tokens
+    steps = (float(work.loop_steps),) if program == "decode_loop" else ()
+    if setting.attention != "xla":
+        return steps
+    pages = (work.page_tokens, work.table_pages)
+    chunk = xla.chunk_tokens(*pages)
+    context = np.array([work.context_tokens])
+    if program in DECODES:
+        return (*steps, xla.decode_gathered_tokens(context, *pages, window) / chunk)
+    blocks = -(-work.chunk_tokens // min(xla.QUERY_BLOCK, work.chunk_tokens))
+    chunks = np.array([work.chunk_tokens])
+    gathered = xla.prefill_gathered_tokens(context, chunks, work.chunk_tokens, *pages, window)
+    return float(blocks), gathered / chunk / blocks
+
+
+def step_counts(setting: Setting, program: str) -> StepCounts:
+    """Returns the compiled step in the cost model's terms: every row is there and has the whole context."""
+    work, context, chunk = setting.work, setting.work.context_tokens, setting.work.chunk_tokens
+    window = setting.model.sliding_window_tokens or context
+    if program in DECODES:
+        steps = work.loop_steps if program == "decode_loop" else 1
+        lengths = [context - step for step in range(steps)]
+        return StepCounts(
+            steps=steps,
+            decode_seqs=work.batch,
+            decode_kv_tokens=work.batch * sum(lengths),
+            decode_window_tokens=work.batch * sum(min(length, window) for length in lengths),
+            sampled=steps * work.batch,
+        )
+    past = context - chunk
+    return StepCounts(
+        prefill_seqs=1,
+        prefill_tokens=chunk,
+        prefill_pairs=causal_pairs(past, chunk),
+        prefill_window_pairs=window_pairs(past, chunk, window),
+        prefill_kv_tokens=context,
+        prefill_window_kv_tokens=window_kv_tokens(past, chunk, window),
+        sampled=1,
+    )
+
+
+def roofline_parts(setting: Setting, counts: StepCounts) -> dict[str, float]:
+    """Returns seconds at datasheet limits by part of the program."""
+    constants = constants_for(setting.cluster.chip, setting.precision, "sol")
+    seconds: dict[str, float] = {}
+    for op in step_ops(setting.model, setting.cluster, setting.precision, counts):
+        part = OPS_OF.get(op.name, op.name if op.name in PARTS else OTHER)
+        seconds[part] = seconds.get(part, 0.0) + float(op_times(op, setting.cluster, constants).total)
+    return seconds
+
+
+def model_flops(setting: Setting, counts: StepCounts) -> float:
+    """Returns the cost model's FLOPs of one chip: products, and attention over the pairs that are needed.
+
+    Attention is left out where a kernel computes it, whose products are not in the program's text.
+    """
+    full = setting.model.sliding_window_tokens is None
+    pairs = counts.decode_kv_tokens + counts.prefill_pairs
+    pairs = pairs if full else counts.decode_window_tokens + counts.prefill_window_pairs
+    attention = attention_flops(setting.model, pairs) if setting.attention == "xla" else 0
+    return (matmul_flops(setting.model, counts.new_tokens, counts.sampled) + attention) / setting.cluster.tensor
+
+
+def layer_arrays(setting: Setting) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes, on one chip, of one layer's matrices and KV, and of all layers' together."""
+    model, work, ways = spread(setting.model, setting.cluster.tensor), setting.work, setting.cluster.tensor
+
+    def on_chip(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:
+        return tuple(size // (ways if axis in sharding.RULES else 1) for size, axis in zip(shape, axes, strict=True))
+
+    matrices = ("wqkv", "wo", "w_gate_up", "w_down")
+    stacks = [on_chip(model_params.shape_of(model, field), model_params.AXES[field]) for field in matrices]
+    pool = (model.layers, work.pages, work.page_tokens, model.kv_heads, 2, model.head_size)
+    stacks.append(on_chip(pool, (None, None, None, "kv_heads", None, None)))
+    return (*stacks, *(stack[1:] for stack in stacks))
+
+

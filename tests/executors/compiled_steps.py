@@ -1,0 +1,87 @@
+"""Compiles whole steps of real models for chips that are not there, and prints what was found, a line of JSON a case.
+
+Run in a process of its own: the vendors' compilers read their environment when they are first loaded.
+`python -m tests.executors.compiled_steps tpu`
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A step of a model on a number of chips."""
+
+    model: str
+    chip: str
+    chips: int
+    program: str = "decode_step"
+    batch: int = 32
+    context_tokens: int = 2048
+    page_tokens: int = 16
+    kv: str = "bf16"
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.chips}x{self.chip}-{self.program}-{self.kv}"
+
+
+EIGHT_B: dict[str, Any] = {"model": "llama-3.1-8b", "chips": 1}
+SEVENTY_B: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 8}
+CASES: dict[str, list[Case]] = {
+    "tpu": [
+        Case(**EIGHT_B, chip="tpu_v5e", batch=8, context_tokens=512),
+        Case(**EIGHT_B, chip="tpu_v5p"),
+        Case(**EIGHT_B, chip="tpu_v6e", kv="int8"),
+        Case(**SEVENTY_B, chip="tpu_v5e"),
+        Case(**SEVENTY_B, chip="tpu_v5p"),
+        Case(**SEVENTY_B, chip="tpu_v6e", page_tokens=128),
+    ],
+    "gpu": [
+        Case(**EIGHT_B, chip="h100_sxm", page_tokens=64),
+        Case(**SEVENTY_B, chip="h100_sxm"),
+        Case(**SEVENTY_B, chip="h100_sxm", program="prefill_step"),
+    ],
+}
+TOO_LARGE = str(CASES["tpu"][3])  # 16.4 GiB of weights a chip, of 16
+
+
+def main(platform: str) -> None:
+    """Compiles every case of a platform."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for case in CASES[platform]:
+        print(json.dumps({"case": str(case), **compiled(case)}), flush=True)
+
+
+def compiled(case: Case) -> dict[str, Any]:
+    """What the report says of a case."""
+    from nanoserve.executors.aot import Compiler, Workload
+    from nanoserve.executors.aot_expected import Setting
+    from nanoserve.executors.aot_report import describe
+    from nanoserve.specs.chip_registry import chip
+    from nanoserve.specs.chips import ClusterSpec, Precision
+    from nanoserve.specs.model_registry import model
+
+    work = Workload(
+        batch=case.batch,
+        context_tokens=case.context_tokens,
+        chunk_tokens=512,
+        page_tokens=case.page_tokens,
+        slots=case.batch,
+    )
+    facts: dict[str, Any] = {
+        "model": model(case.model),
+        "cluster": ClusterSpec(chip=chip(case.chip), mesh={"tensor": case.chips}),
+        "precision": Precision(kv=case.kv),
+        "work": work,
+    }
+    compiler = Compiler(facts["model"], facts["cluster"], facts["precision"], work, "auto")
+    setting = Setting(**facts, attention=compiler.attention.name)
+    report = describe(getattr(compiler, case.program)(), setting)
+    return {"attention": setting.attention, **dataclasses.asdict(report)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
