@@ -20,13 +20,14 @@ from jax.experimental.layout import Format, Layout
 from jaxtyping import Array, Float, Int32, Num
 
 from experiments.bench.attention_shapes import BenchShape
-from experiments.bench.attention_timing import Timeable
-from kernels.pallas.paged_attention import api, reference
+from experiments.bench.attention_timing import Contender, Timeable
+from kernels.pallas.paged_attention import api, gpu_interpret, gpu_tuning, reference
 
 KV_DTYPES = {"bf16": jnp.bfloat16, "int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 QUANTISED_SPREAD = 32.0  # of the numbers in 8-bit pages; far from the ends of both types
 # Of |result - truth| / |truth|, with bf16 queries, KV, weights and results: 2^-9 each, and their sums.
 TOLERANCE = 1e-2
+INTERPRETED_THREAD_BLOCKS = 3  # 50 ms each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,10 @@ def make_inputs(shape: BenchShape, sets: int, implementation: str, seed: int = 0
       seed: of numbers and of the order of pages.
     """
     pages = sum(shape.pages)
-    table, free = np.zeros((len(shape.pages), max(shape.pages)), np.int32), np.random.default_rng(seed).permutation(pages)
+    table, free = (
+        np.zeros((len(shape.pages), max(shape.pages)), np.int32),
+        np.random.default_rng(seed).permutation(pages),
+    )
     for row, count in enumerate(shape.pages):
         table[row, :count], free = free[:count], free[count:]
     q_key, kv_key, scale_key = jax.random.split(jax.random.key(seed), 3)
@@ -106,20 +110,6 @@ def _layers(key, sets: int, one_layer: tuple[int, ...], dtype, order: tuple[int,
 
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.jit(make, out_shardings=where if order is None else Format(Layout(order), where))(key)
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """Attention that is ready to run.
-
-    Attributes:
-      timeable: its program. first: the result of the program's first call, [T, H, h]; runs it.
-      how: in what its calls are bundled.
-    """
-
-    timeable: Timeable
-    first: Callable[[], np.ndarray]
-    how: str
 
 
 Attend = Callable[[jax.Array, Any], jax.Array]  # (queries, which layer) -> result
@@ -161,18 +151,31 @@ def paged(inputs: Inputs, implementation: str, calls: int) -> Contender:
 def _paged_call(inputs: Inputs, implementation: str, kv_pages, kv_scales, page_table, kv_lens, cu_q_lens) -> Attend:
     """A call over one layer, with the work that all layers share."""
     layer = jax.ShapeDtypeStruct((inputs.layer_pages, *kv_pages.shape[1:]), kv_pages.dtype)
-    options = {"scale": inputs.scale, "implementation": implementation, "kv_scales": kv_scales}
     if inputs.shape.kind == "decode":
-        rows, make_work, attention = (page_table, kv_lens), api.decode_work, api.decode_attention
+        rows, make_work = (page_table, kv_lens), api.decode_work
     else:
-        rows, make_work, attention = (page_table, kv_lens, cu_q_lens), api.prefill_work, api.prefill_attention
+        rows, make_work = (page_table, kv_lens, cu_q_lens), api.prefill_work
     work = make_work(inputs.q, layer, *rows, implementation=implementation)
+    options = {"scale": inputs.scale, "work": work} | ({} if kv_scales is None else {"kv_scales": kv_scales})
+    attention = _entry_point(inputs, implementation, layer)
 
     def attend(q, index):
-        first_page = jnp.asarray(index * inputs.layer_pages, jnp.int32)
-        return attention(q, kv_pages, *rows, first_page=first_page, work=work, **options)
+        return attention(q, kv_pages, *rows, first_page=jnp.asarray(index * inputs.layer_pages, jnp.int32), **options)
 
     return attend
+
+
+def _entry_point(inputs: Inputs, implementation: str, layer: jax.ShapeDtypeStruct) -> Callable[..., jax.Array]:
+    """The entry point for a shape; the GPU interpreter, which runs thread blocks in turn, is given a few of them."""
+    name = f"{inputs.shape.kind}_attention"
+    if implementation != "pallas_gpu_interpret":
+        return functools.partial(getattr(api, name), implementation=implementation)
+    if inputs.shape.kind == "decode":
+        blocks = gpu_tuning.decode_blocks(layer, *inputs.page_table.shape)
+    else:
+        blocks = gpu_tuning.prefill_blocks(layer)
+    blocks = dataclasses.replace(blocks, thread_blocks=INTERPRETED_THREAD_BLOCKS)
+    return functools.partial(getattr(gpu_interpret, name), blocks=blocks)
 
 
 def truth(inputs: Inputs, oracle: bool) -> np.ndarray:

@@ -12,7 +12,10 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Clock = Callable[[], float]
 
@@ -48,8 +51,8 @@ class Effort:
         return round(min(max(wanted, self.least_calls), self.most_calls))
 
     def sets(self, useful_bytes: int) -> int:
-        """Sets of KV to take turns over: two at least, so that every call but the first of its set moves on."""
-        return min(max(-(-self.pool_bytes // useful_bytes), 2), self.most_sets)
+        """Sets of KV to take turns over."""
+        return min(-(-self.pool_bytes // useful_bytes), self.most_sets)
 
 
 # A program of 5 ms or more at the limits of an H100, so that starting it (some 50 us) is lost in it.
@@ -73,7 +76,7 @@ CPU = Effort(
     most_calls=2,
     batch_bytes=1,
     batch_flops=1,
-    pool_bytes=1,
+    pool_bytes=2**29,
     most_sets=2,
     copy_bytes=2**27,
     matmul_size=512,
@@ -113,6 +116,20 @@ class Timeable:
     start: Callable[[], None]
     wait: Callable[[], None]
     calls: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """Attention that is ready to run.
+
+    Attributes:
+      timeable: its program. first: the result of the program's first call, [T, H, h]; runs it.
+      how: in what its calls are bundled.
+    """
+
+    timeable: Timeable
+    first: Callable[[], "np.ndarray"]
+    how: str
 
 
 def take_turns(

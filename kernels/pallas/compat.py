@@ -6,7 +6,12 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 def row_major(x: jax.Array) -> jax.Array:
     """`x`, with the compiler told to keep its last axis contiguous and its first outermost."""
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    return in_order(x, tuple(range(x.ndim)))
+
+
+def in_order(x: jax.Array, major_to_minor: tuple[int, ...]) -> jax.Array:
+    """`x`, with the compiler told in which order its axes lie in memory, the outermost first."""
+    return with_layout_constraint(x, Layout(major_to_minor=major_to_minor))
 
 
 def shard_map(fn, *, mesh, in_specs, out_specs):

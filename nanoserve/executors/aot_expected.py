@@ -120,5 +120,3 @@ def layer_arrays(setting: Setting) -> tuple[tuple[int, ...], ...]:
     pool = (model.layers, work.pages, work.page_tokens, model.kv_heads, 2, model.head_size)
     stacks.append(on_chip(pool, (None, None, None, "kv_heads", None, None)))
     return (*stacks, *(stack[1:] for stack in stacks))
-
-

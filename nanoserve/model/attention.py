@@ -1,7 +1,7 @@
-"""How a model attends: paged attention bound to its scale and window, and run on every chip of a mesh by itself.
+"""How a model attends: new keys and values are written to their pages, then queries attend to all of a row's pages.
 
-Heads are cut over the chips and share nothing, so each chip calls the implementation with its own heads (`shard_map`):
-a kernel never sees a mesh. What depends on lengths alone is made once a step, outside the loop over layers.
+Heads are cut over the chips and share nothing, so each chip does both with its own heads (`shard_map`): a kernel never
+sees a mesh. What depends on lengths alone is made once a step, outside the loop over layers.
 
 Next: `kernels.pallas.paged_attention.api`, the contract.
 """
@@ -17,12 +17,13 @@ from jaxtyping import Array, DTypeLike, Float, Int32
 from kernels.pallas import compat
 from kernels.pallas.paged_attention import api as paged_attention
 from kernels.pallas.paged_attention.api import Choice
-from nanoserve.model.pool import KvPool, layer_shapes, needs_scales
+from nanoserve.model.pool import KvPool, Slots, layer_shapes, needs_scales, write
 from nanoserve.model.sharding import TENSOR
 from nanoserve.specs.models import ModelSpec
 
-Attend = Callable[[Float[Array, "T H h"], KvPool, Int32[Array, ""]], Float[Array, "T H h"]]
-"""(queries, pages of all layers in one run, the layer's first page) -> attended values"""
+Attend = Callable[..., tuple[Float[Array, "T H h"], KvPool]]
+"""(queries [T, H, h], keys and values [T, K, h], pages of all layers in one run, the layer's first page) -> attended
+values, and the pages with the new keys and values in them"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,37 +41,42 @@ class PagedAttention:
     implementation: str = "xla"
     mesh: Mesh | None = None
 
-    def decode(self, pool: KvPool, page_table_BN: Int32[Array, "B N"], kv_lens_B: Int32[Array, " B"]) -> Attend:
+    def decode(
+        self, pool: KvPool, slots: Slots, page_table_BN: Int32[Array, "B N"], kv_lens_B: Int32[Array, " B"]
+    ) -> Attend:
         """How decode rows attend: one query each, at the last of `kv_lens_B` positions.
 
         Args:
           pool: pages of every layer; only shapes are looked at.
+          slots: where the new keys and values go.
           page_table_BN, kv_lens_B: as in the contract, for the pages of one layer.
         """
-        return self._bound("decode", kv_lens_B.shape[0], pool, page_table_BN, kv_lens_B)
+        return self._bound("decode", pool, slots, page_table_BN, kv_lens_B)
 
     def prefill(
         self,
         pool: KvPool,
-        tokens: int,
+        slots: Slots,
         page_table_RN: Int32[Array, "R N"],
         kv_lens_R: Int32[Array, " R"],
         cu_q_lens: Int32[Array, " R+1"],
     ) -> Attend:
-        """How `tokens` tokens of prompt chunks attend; arguments as in the contract."""
-        return self._bound("prefill", tokens, pool, page_table_RN, kv_lens_R, cu_q_lens)
+        """How prompt chunks attend; arguments as for `decode` and in the contract."""
+        return self._bound("prefill", pool, slots, page_table_RN, kv_lens_R, cu_q_lens)
 
-    def _bound(self, kind: str, tokens: int, pool: KvPool, *rows: Array) -> Attend:
+    def _bound(self, kind: str, pool: KvPool, slots: Slots, *rows: Array) -> Attend:
         options = {"window": self.window, "implementation": self.implementation}
-        q, layer = shapes_on_one_chip(self.heads, tokens, layer_shapes(pool), self.mesh)
+        q, layer = shapes_on_one_chip(self.heads, len(slots.pages_T), layer_shapes(pool), self.mesh)
         work = getattr(paged_attention, f"{kind}_work")(q, layer.pages, *rows, **options)
         attention = functools.partial(getattr(paged_attention, f"{kind}_attention"), scale=self.scale, **options)
 
-        def on_one_chip(q, pool, first_page, work, *rows):
-            return attention(q, pool.pages, *rows, kv_scales=pool.scales, first_page=first_page, work=work)
+        def on_one_chip(q_THh, k_TKh, v_TKh, pool, first_page, work, slots, *rows):
+            pool = write(pool, k_TKh, v_TKh, slots, first_page, self.implementation)
+            attended = attention(q_THh, pool.pages, *rows, kv_scales=pool.scales, first_page=first_page, work=work)
+            return attended, pool
 
         everywhere = _over_chips(on_one_chip, self.mesh)
-        return lambda q_THh, pool, first_page: everywhere(q_THh, pool, first_page, work, *rows)
+        return lambda q, k, v, pool, first_page: everywhere(q, k, v, pool, first_page, work, slots, *rows)
 
 
 def attention_for(spec: ModelSpec, implementation: str = "xla", mesh: Mesh | None = None) -> PagedAttention:
@@ -132,14 +138,14 @@ def shapes_on_one_chip(heads: int, tokens: int, pool: KvPool, mesh: Mesh | None)
 
 
 def _over_chips(on_one_chip: Callable, mesh: Mesh | None) -> Callable:
-    """The function over a mesh: queries [T, H, h] and pages [P, p, K, ...] are cut along heads, the rest is whole."""
+    """The function over a mesh: queries, keys, values and pages are cut along heads, the rest is whole."""
     if mesh is None:
         return on_one_chip
-    queries, pages, whole = PartitionSpec(None, TENSOR), PartitionSpec(None, None, TENSOR), PartitionSpec()
+    heads, pages, whole = PartitionSpec(None, TENSOR), PartitionSpec(None, None, TENSOR), PartitionSpec()
 
-    def call(q_THh, pool, first_page, work, *rows):
-        specs = (queries, pages, whole, whole, *[whole] * len(rows))
-        mapped = compat.shard_map(on_one_chip, mesh=mesh, in_specs=specs, out_specs=queries)
-        return mapped(q_THh, pool, first_page, work, *rows)
+    def call(q_THh, k_TKh, v_TKh, pool, *rest):
+        specs = (heads, heads, heads, pages, *[whole] * len(rest))
+        mapped = compat.shard_map(on_one_chip, mesh=mesh, in_specs=specs, out_specs=(heads, pages))
+        return mapped(q_THh, k_TKh, v_TKh, pool, *rest)
 
     return call

@@ -18,7 +18,7 @@ from kernels.pallas.compat import row_major
 from kernels.pallas.einsum import einsum_as, einsum_f32
 from nanoserve.model.attention import Attend
 from nanoserve.model.params import Layer, Params
-from nanoserve.model.pool import NOWHERE, KvPool, by_layer, one_run, write
+from nanoserve.model.pool import KvPool, by_layer, one_run
 from nanoserve.model.rope import Rotation, rotate, rotation
 from nanoserve.specs.models import Activation, ModelSpec
 
@@ -36,7 +36,6 @@ def forward(
     pool: KvPool,
     tokens_T: Int32[Array, " T"],
     positions_T: Int32[Array, " T"],
-    pages_T: Int32[Array, " T"],
     attend: Attend,
 ) -> tuple[Float[Array, "T D"], KvPool]:
     """Runs tokens through every layer, writing their KV on the way.
@@ -45,8 +44,7 @@ def forward(
       spec, params: the model.
       pool: pages of every layer, [L, P, ...].
       tokens_T, positions_T: token ids, and their positions in their sequences.
-      pages_T: the page that each token's KV goes to, at offset `position % p`; P or more writes nothing.
-      attend: how queries attend to pages in which this step's KV is already written.
+      attend: writes the tokens' keys and values of a layer, and attends (`attention.PagedAttention`).
 
     Returns:
       The residual stream after the last layer (before the final norm), and the new pool.
@@ -54,18 +52,16 @@ def forward(
     with jax.named_scope("embed"):
         x_TD = params.embed[tokens_T]
     turn = rotation(spec, positions_T)
-    pages_per_layer = pool.pages.shape[1]
-    pages_T = jnp.where(pages_T < pages_per_layer, pages_T, NOWHERE)
 
     def block(carry, scanned):
         x_TD, run = carry
         layer, first = scanned
-        attended_TD, run = attention(spec, layer, run, first, x_TD, turn, positions_T, pages_T, attend)
+        attended_TD, run = attention(spec, layer, run, first, x_TD, turn, attend)
         x_TD += attended_TD
         x_TD += mlp(spec, layer, x_TD)
         return (x_TD, run), None
 
-    first_pages = jnp.arange(spec.layers, dtype=jnp.int32) * pages_per_layer
+    first_pages = jnp.arange(spec.layers, dtype=jnp.int32) * pool.pages.shape[1]
     (x_TD, run), _ = jax.lax.scan(block, (x_TD, one_run(pool)), (params.layers, first_pages))
     return x_TD, by_layer(run, pool)
 
@@ -87,18 +83,16 @@ def attention(
     first: Int32[Array, ""],
     x_TD: Float[Array, "T D"],
     turn: Rotation,
-    positions_T: Int32[Array, " T"],
-    pages_T: Int32[Array, " T"],
     attend: Attend,
 ) -> tuple[Float[Array, "T D"], KvPool]:
-    """One layer's attention: project, rotate, write KV, attend, project back.
+    """One layer's attention: project, rotate, write and attend, project back.
 
     `pool` is one run of all layers' pages, [L P, ...], and `first` the layer's first page.
     """
     q_TKGh, k_TKh, v_TKh = project_qkv(spec, layer, x_TD)
     q_TKGh, k_TKh = rotate(q_TKGh, turn), rotate(k_TKh, turn)
-    pool = write(pool, k_TKh, v_TKh, positions_T, pages_T + first)
-    attended_THh = attend(q_TKGh.reshape(-1, spec.heads, spec.head_size), pool, first)
+    q_THh = q_TKGh.reshape(-1, spec.heads, spec.head_size)
+    attended_THh, pool = attend(q_THh, k_TKh, v_TKh, pool, first)
     return project_out(layer, attended_THh), pool
 
 
@@ -129,8 +123,8 @@ def project_qkv(
 def mlp(spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
     """The gated feed-forward: `down(act(gate(x)) * up(x))`."""
     gate_up_TC = einsum_as(x_TD.dtype, "TD,DC->TC", rms_norm(x_TD, layer.mlp_norm, spec.norm_eps), layer.w_gate_up)
-    # Otherwise the TPU compiler turns the product around so that gate and up lie apart, and each layer's matrix with it:
-    # 50 of the 64 ms that it estimates for a decode step of Llama-70B over 8 v5p.
+    # Otherwise the TPU compiler turns the product around so that gate and up lie apart, and with it each layer's matrix:
+    # 50 of 64 ms in its estimate of a decode step of Llama-70B over 8 v5p.
     gate_up = row_major(gate_up_TC).reshape(-1, layer.ways, 2, spec.ffn // layer.ways)
     hidden_TF = (ACTIVATIONS[spec.activation](gate_up[:, :, 0]) * gate_up[:, :, 1]).reshape(-1, spec.ffn)
     # Fused into the next product, the activation is computed again for every block of its matrix: 24% of that product's

@@ -9,11 +9,15 @@ no compiler has a reason to copy a layer's pages out of the pool.
 Next: `attention` (who reads it), `sharding` (how it lies on chips).
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, DTypeLike, Float, Int32, Num
+from jaxtyping import Array, Bool, DTypeLike, Float, Int32, Num
 
+from kernels.pallas.paged_attention import api as paged_attention
 from nanoserve.specs.models import ModelSpec
 
 NOWHERE = 1 << 30  # a page beyond any pool, whatever layer's first page is added to it: not written
@@ -30,6 +34,13 @@ class KvPool:
 
     pages: Num[Array, "*L P p K 2 h"]
     scales: Float[Array, "*L P p K 2"] | None = None
+
+
+class Slots(NamedTuple):
+    """Where tokens go: a page of one layer, and an offset in it. A page of `NOWHERE` takes nothing."""
+
+    pages_T: Int32[Array, " T"]
+    offsets_T: Int32[Array, " T"]
 
 
 def needs_scales(dtype: DTypeLike) -> bool:
@@ -54,31 +65,54 @@ def by_layer(pool: KvPool, like: KvPool) -> KvPool:
     return jax.tree.map(lambda array, shaped: array.reshape(shaped.shape), pool, like)
 
 
+def slots_of(
+    pool: KvPool,
+    page_table_RN: Int32[Array, "R N"],
+    row_T: Int32[Array, " T"],
+    positions_T: Int32[Array, " T"],
+    real_T: Bool[Array, " T"],
+) -> Slots:
+    """The slot of each token: its row's page for its position, or `NOWHERE` where it must not be written.
+
+    A position beyond the table is written nowhere rather than to the table's last page, and so is a page that the pool
+    does not have: a wrong plan loses a token's KV instead of overwriting another token's.
+
+    Args:
+      pool: [L, P, p, ...]; only shapes are looked at.
+      page_table_RN: pages of each row, in order.
+      row_T, positions_T: row of each token, and its position in the row's sequence.
+      real_T: False for padding tokens.
+    """
+    _, pages, page_tokens = pool.pages.shape[:3]
+    page_T = page_table_RN.at[row_T, positions_T // page_tokens].get(mode="fill", fill_value=NOWHERE)
+    exists_T = real_T & (page_T >= 0) & (page_T < pages)
+    return Slots(jnp.where(exists_T, page_T, NOWHERE), positions_T % page_tokens)
+
+
 def layer_shapes(pool: KvPool) -> KvPool:
     """Shapes of one layer's part of `[L, P, ...]`."""
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), pool)
 
 
-@jax.named_scope("write_kv")
 def write(
     pool: KvPool,
     k_TKh: Float[Array, "T K h"],
     v_TKh: Float[Array, "T K h"],
-    positions_T: Int32[Array, " T"],
-    pages_T: Int32[Array, " T"],
+    slots: Slots,
+    first_page: Int32[Array, ""] | int = 0,
+    implementation: str = "xla",
 ) -> KvPool:
-    """Puts each token's key and value at its page, at offset `position % p`; a page outside the pool takes nothing.
+    """Puts each token's key and value at its slot of the layer that begins at `first_page`.
 
-    In place when the pool is donated.
+    In place when the pool is donated. `implementation` is that of the attention which reads the pages.
     """
     kv_TK2h = jnp.stack([k_TKh, v_TKh], axis=2)
-    places = pages_T, positions_T % pool.pages.shape[1]
+    put = functools.partial(paged_attention.write_kv, first_page=first_page, implementation=implementation)
     if pool.scales is None:
-        return KvPool(pool.pages.at[places].set(kv_TK2h.astype(pool.pages.dtype), mode="drop"))
+        return KvPool(put(pool.pages, kv_TK2h.astype(pool.pages.dtype), *slots))
     quotients, scales_TK2 = quantised(kv_TK2h, pool.pages.dtype)
-    return KvPool(
-        pool.pages.at[places].set(quotients, mode="drop"), pool.scales.at[places].set(scales_TK2, mode="drop")
-    )
+    places = slots.pages_T + first_page, slots.offsets_T
+    return KvPool(put(pool.pages, quotients, *slots), pool.scales.at[places].set(scales_TK2, mode="drop"))
 
 
 def quantised(x: Float[Array, "... h"], dtype: DTypeLike) -> tuple[Num[Array, "... h"], Float[Array, "..."]]:

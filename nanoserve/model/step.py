@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int32, Key
 from nanoserve.model import decoder
 from nanoserve.model.attention import Attend, PagedAttention, attention_for
 from nanoserve.model.params import Params
-from nanoserve.model.pool import KvPool, empty_pool
+from nanoserve.model.pool import KvPool, empty_pool, slots_of
 from nanoserve.model.sampling import SamplingParams, sample
 from nanoserve.specs.models import ModelSpec
 
@@ -241,7 +241,6 @@ class _Batch:
 
     tokens_T: Int32[Array, " T"]
     positions_T: Int32[Array, " T"]
-    pages_T: Int32[Array, " T"]  # the page that takes the token's K and V; P where none does
     attend: Attend
     last_R: Int32[Array, " R"]  # index of the token that row r samples after
     slots_R: Int32[Array, " R"]
@@ -249,8 +248,7 @@ class _Batch:
 
 
 def _advance(spec: ModelSpec, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]) -> Stepped:
-    tokens = batch.tokens_T, batch.positions_T, batch.pages_T
-    x_TD, pool = decoder.forward(spec, params, state.pool, *tokens, batch.attend)
+    x_TD, pool = decoder.forward(spec, params, state.pool, batch.tokens_T, batch.positions_T, batch.attend)
     logits_RV = decoder.logits(spec, params, x_TD[batch.last_R])
     next_positions_R = batch.positions_T[batch.last_R] + 1
     tokens_R, logprobs_R = sample(logits_RV, batch.sampling, next_positions_R, key)
@@ -261,11 +259,11 @@ def _advance(spec: ModelSpec, params: Params, state: DeviceState, batch: _Batch,
 def _decode_batch(attention: PagedAttention, state: DeviceState, rows: DecodeRows) -> _Batch:
     kv_lens_B = jnp.where(rows.active_B, rows.positions_B + 1, 0)
     index_B = jnp.arange(rows.slots_B.shape[0])
+    kv_slots = slots_of(state.pool, rows.page_table_BN, index_B, rows.positions_B, rows.active_B)
     return _Batch(
         tokens_T=state.last_tokens[rows.slots_B],
         positions_T=rows.positions_B,
-        pages_T=_pages(state, rows.page_table_BN, index_B, rows.positions_B, rows.active_B),
-        attend=attention.decode(state.pool, rows.page_table_BN, kv_lens_B),
+        attend=attention.decode(state.pool, kv_slots, rows.page_table_BN, kv_lens_B),
         last_R=index_B,
         slots_R=_kept(state, rows.slots_B, rows.active_B),
         sampling=rows.sampling,
@@ -276,11 +274,11 @@ def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillR
     index_T = jnp.arange(rows.tokens_T.shape[0])
     row_T = jnp.searchsorted(rows.cu_q_lens, index_T, side="right") - 1
     real_T = index_T < rows.cu_q_lens[-1]
+    kv_slots = slots_of(state.pool, rows.page_table_RN, row_T, rows.positions_T, real_T)
     return _Batch(
         tokens_T=rows.tokens_T,
         positions_T=rows.positions_T,
-        pages_T=_pages(state, rows.page_table_RN, row_T, rows.positions_T, real_T),
-        attend=attention.prefill(state.pool, len(index_T), rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens),
+        attend=attention.prefill(state.pool, kv_slots, rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens),
         last_R=jnp.maximum(rows.cu_q_lens[1:] - 1, 0),
         slots_R=_kept(state, rows.slots_R, rows.samples_R),
         sampling=rows.sampling,
@@ -290,9 +288,10 @@ def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillR
 def _joined(first: _Batch, second: _Batch) -> _Batch:
     split = first.tokens_T.shape[0]
 
-    def attend(q_THh, pool, first_page):
-        decoded = first.attend(q_THh[:split], pool, first_page)
-        return jnp.concatenate([decoded, second.attend(q_THh[split:], pool, first_page)])
+    def attend(q_THh, k_TKh, v_TKh, pool, first_page):
+        decoded, pool = first.attend(q_THh[:split], k_TKh[:split], v_TKh[:split], pool, first_page)
+        prefilled, pool = second.attend(q_THh[split:], k_TKh[split:], v_TKh[split:], pool, first_page)
+        return jnp.concatenate([decoded, prefilled]), pool
 
     def both(a, b):
         return jnp.concatenate([a, b])
@@ -300,24 +299,11 @@ def _joined(first: _Batch, second: _Batch) -> _Batch:
     return _Batch(
         tokens_T=both(first.tokens_T, second.tokens_T),
         positions_T=both(first.positions_T, second.positions_T),
-        pages_T=both(first.pages_T, second.pages_T),
         attend=attend,
         last_R=both(first.last_R, second.last_R + split),
         slots_R=both(first.slots_R, second.slots_R),
         sampling=jax.tree.map(both, first.sampling, second.sampling),
     )
-
-
-def _pages(state: DeviceState, page_table_RN, row_T, positions_T, real_T) -> Int32[Array, " T"]:
-    """The page of each token: its row's entry for its position, or P where it must not be written.
-
-    A position beyond the table reads P rather than the table's last entry, so a wrong plan loses a token's KV instead
-    of overwriting another token's.
-    """
-    _, pages, page_tokens = state.pool.pages.shape[:3]
-    entry_T = positions_T // page_tokens
-    page_T = page_table_RN.at[row_T, entry_T].get(mode="fill", fill_value=pages)
-    return jnp.where(real_T & (page_T >= 0), page_T, pages)
 
 
 def _kept(state: DeviceState, slots_R, keep_R) -> Int32[Array, " R"]:

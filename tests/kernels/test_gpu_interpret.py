@@ -39,9 +39,16 @@ def make(kind: str, shape: Shape, seed: int) -> dict[str, np.ndarray]:
     return getattr(arg_specs, f"make_{kind}")(shape, seed)
 
 
-def run(kind: str, shape: Shape, args: dict[str, np.ndarray], blocks: Blocks = SMALL) -> np.ndarray:
+def quantised(kind: str, shape: Shape, seed: int, dtype: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Arguments with pages of 8 bits, and their scales."""
+    args = make(kind, dataclasses.replace(shape, kv_dtype="float32"), seed)
+    args["kv_pages"], kv_scales = arg_specs.quantised(args["kv_pages"], dtype)
+    return args, kv_scales
+
+
+def run(kind: str, shape: Shape, args: dict[str, np.ndarray], blocks: Blocks = SMALL, **options) -> np.ndarray:
     """The kernel's answer, after a check that nothing raced."""
-    got = KERNELS[kind](*args.values(), **shape.options, blocks=blocks, interpret=RACES)
+    got = KERNELS[kind](*args.values(), **shape.options, **options, blocks=blocks, interpret=RACES)
     assert got.dtype == jnp.dtype(shape.dtype)
     got = np.asarray(got, np.float64)
     assert not compat.gpu_races_found()
@@ -92,6 +99,30 @@ def test_decode_matches_the_oracle_on_a_poisoned_pool_without_races(name):
 @pytest.mark.parametrize("name", PREFILL)
 def test_prefill_matches_the_oracle_on_a_poisoned_pool_without_races(name):
     check("prefill", PREFILL[name][0], seed=2, blocks=PREFILL[name][1])
+
+
+QUANTISED = {
+    "decode-int8_head_128": (bf16(kv_lens=(0, 1, 31, 130), groups=2, kv_heads=1, page_tokens=32, head_size=128), "int8"),
+    "decode-fp8_window_soft_cap": (
+        bf16(kv_lens=(0, 20, 150), groups=3, kv_heads=2, window=20, soft_cap=2.0),
+        "float8_e4m3fn",
+    ),
+    "prefill-int8": (bf16(kv_lens=(16, 150, 0, 5), q_lens=(16, 7, 0, 5), groups=2, kv_heads=1), "int8"),
+    "prefill-fp8_window_soft_cap": (
+        bf16(kv_lens=(230, 30), q_lens=(100, 30), groups=1, kv_heads=1, head_size=96, window=20, soft_cap=2.0),
+        "float8_e4m3fn",
+    ),
+    "prefill-int8_head_256": (bf16(kv_lens=(70, 9), q_lens=(66, 3), groups=1, kv_heads=1, head_size=256), "int8"),
+}
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_pages_of_8_bits_match_the_oracle_on_a_poisoned_pool_without_races(name):
+    kind, (shape, dtype) = name.split("-")[0], QUANTISED[name]
+    args, kv_scales = quantised(kind, shape, 8, dtype)
+    want = getattr(reference, f"{kind}_attention")(*args.values(), **shape.options, kv_scales=kv_scales)
+    got = run(kind, shape, args, kv_scales=kv_scales)
+    np.testing.assert_allclose(got, want, atol=BF16_TOLERANCE, rtol=0)
 
 
 def test_the_poison_reaches_the_result_when_a_length_is_wrong():
@@ -158,7 +189,11 @@ def test_without_a_gpu_the_kernel_is_refused_and_not_replaced():
     [
         ("decode", {"dtype": "float32", "kv_dtype": "float32"}, r"one dtype, bfloat16 or float16, not float32"),
         ("decode", {"kv_dtype": "float8_e4m3fn"}, r"not bfloat16 and float8_e4m3fn"),
-        ("prefill", {"head_size": 80}, r"have head sizes \(64, 96, 128, 256\), not 80: choose the implementation 'xla'"),
+        (
+            "prefill",
+            {"head_size": 80},
+            r"have head sizes \(64, 96, 128, 256\), not 80: choose the implementation 'xla'",
+        ),
         ("decode", {"groups": 65}, "share a KV head among 64 queries, not 65"),
         ("decode", {"page_tokens": 4}, "take pages of 8, 16, 32, 64, ... tokens, not 4"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from nanoserve.model import decoder
 from nanoserve.model.attention import attention_for
 from nanoserve.model.params import Params, from_tensors
+from nanoserve.model.pool import slots_of
 from nanoserve.model.sampling import greedy
 from nanoserve.model.step import DecodeRows, PrefillRows, init_state, make_steps
 from nanoserve.specs.models import ModelSpec
@@ -37,10 +38,12 @@ def run_chunk(spec: ModelSpec, params: Params, pool, tokens_T, positions_T):
     attention, table = attention_for(spec), jnp.array([TABLE], jnp.int32)
     kv_len, count = positions_T[-1:] + 1, len(tokens_T)
     bounds = jnp.array([0, count], jnp.int32)
+    slots = slots_of(pool, table, jnp.zeros(count, jnp.int32), positions_T, jnp.ones(count, bool))
     one = count == 1
-    attend = attention.decode(pool, table, kv_len) if one else attention.prefill(pool, count, table, kv_len, bounds)
-    pages_T = table[0, positions_T // PAGE_TOKENS]
-    x_TD, pool = decoder.forward(spec, params, pool, tokens_T, positions_T, pages_T, attend)
+    attend = (
+        attention.decode(pool, slots, table, kv_len) if one else attention.prefill(pool, slots, table, kv_len, bounds)
+    )
+    x_TD, pool = decoder.forward(spec, params, pool, tokens_T, positions_T, attend)
     return decoder.logits(spec, params, x_TD), pool
 
 

@@ -209,6 +209,31 @@ def prefill_attention(
     return _module(implementation).prefill_attention(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, **options)
 
 
+@jax.named_scope("write_kv")
+def write_kv(
+    kv_pages: Num[Array, "P p K 2 h"],
+    kv_TK2h: Num[Array, "T K 2 h"],
+    pages_T: Int32[Array, " T"],
+    offsets_T: Int32[Array, " T"],
+    *,
+    first_page: Int32[Array, ""] | int = 0,
+    implementation: str = AUTO,
+) -> Num[Array, "P p K 2 h"]:
+    """Puts each token's key and value at its page and offset; in place when `kv_pages` is donated.
+
+    Args:
+      kv_pages: the layer's pool, or that of many layers.
+      kv_TK2h: keys and values, of the dtype of the pages.
+      pages_T, offsets_T: where each token goes, no two to the same place. A page that, with `first_page` added, is not
+        in the pool takes nothing; it must not be negative.
+      first_page, implementation: as for `decode_attention`.
+
+    Returns:
+      The pool with the tokens in it, in the order in memory that the implementation reads.
+    """
+    return _module(implementation).write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page)
+
+
 def _module(implementation: str) -> ModuleType:
     if implementation == AUTO:
         return xla

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from kernels.pallas.paged_attention import gpu_decode, gpu_prefill, gpu_tuning, gpu_work
+from kernels.pallas.paged_attention import gpu_decode, gpu_prefill, gpu_tuning, gpu_work, xla
 from kernels.pallas.paged_attention.gpu_pipeline import HIDDEN, ROWS, Static
 from kernels.pallas.paged_attention.gpu_tuning import Blocks
 from kernels.pallas.paged_attention.gpu_work import WorkList
 from nanoserve.specs.errors import ConfigError
 
 DTYPES = ("bfloat16", "float16")
+QUANTISED_DTYPES = ("int8", "float8_e4m3fn")
 HEAD_SIZES = (64, 96, 128, 256)
 TILE_ROWS = 8  # what the TMA moves at least, of queries and of a page
 
@@ -39,8 +40,9 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    kv_scales: Float[Array, "P p K 2"] | None = None,
     first_page: Int32[Array, ""] | int = 0,
-    work: WorkList | None = None,
+    work: tuple[WorkList, jax.Array] | None = None,
     blocks: Blocks | None = None,
     interpret=None,
 ) -> Float[Array, "B H h"]:
@@ -49,7 +51,7 @@ def decode_attention(
     The G queries of a KV head are padded to a multiple of 8 in memory and to 64 in the matrix units.
 
     Args:
-      q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap, first_page, work: see there.
+      q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap, kv_scales, first_page, work: see there.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `plgpu.kernel` takes; `compat.gpu_interpreter()` to run on a CPU.
 
@@ -57,15 +59,16 @@ def decode_attention(
       ConfigError: for dtypes, head sizes, groups or pages that the kernel does not serve.
     """
     B, H, h = q_BHh.shape
-    _check_served(q_BHh, kv_pages, page_table_BN)
+    _check_served(q_BHh, kv_pages, page_table_BN, kv_scales)
     blocks = blocks or gpu_tuning.decode_blocks(kv_pages, B, page_table_BN.shape[1])
-    static = _static(blocks, kv_pages, interpret, scale, window, soft_cap)
+    static = _static(blocks, q_BHh, kv_pages, interpret, scale, window, soft_cap)
+    pool = (kv_pages,) if kv_scales is None else (kv_pages, kv_scales)
     q_BKGh = q_BHh.reshape(B, kv_pages.shape[2], -1, h)
     G = q_BKGh.shape[2]
     q_BKGh = jnp.pad(q_BKGh, ((0, 0), (0, 0), (0, -G % TILE_ROWS), (0, 0)))
     items, used_BS = work or decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, window=window, blocks=blocks)
     out_BSKGh, lse_BSKG = gpu_decode.call(
-        q_BKGh, kv_pages, page_table_BN + first_page, items, blocks.splits, blocks.thread_blocks, static, interpret
+        q_BKGh, pool, page_table_BN + first_page, items, blocks.splits, blocks.thread_blocks, static, interpret
     )
     out_BKGh = _combine(out_BSKGh, lse_BSKG, used_BS)
     return out_BKGh[:, :, :G].reshape(B, H, h).astype(q_BHh.dtype)
@@ -82,18 +85,20 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    kv_scales: Float[Array, "P p K 2"] | None = None,
     first_page: Int32[Array, ""] | int = 0,
     work: WorkList | None = None,
     blocks: Blocks | None = None,
     interpret=None,
 ) -> Float[Array, "T H h"]:
     """See `api.prefill_attention`, and `decode_attention` here for `blocks`, `interpret` and errors."""
-    _check_served(q_THh, kv_pages, page_table_RN)
+    _check_served(q_THh, kv_pages, page_table_RN, kv_scales)
     blocks = blocks or gpu_tuning.prefill_blocks(kv_pages)
-    static = _static(blocks, kv_pages, interpret, scale, window, soft_cap)
+    static = _static(blocks, q_THh, kv_pages, interpret, scale, window, soft_cap)
+    pool = (kv_pages,) if kv_scales is None else (kv_pages, kv_scales)
     work = work or prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens)
     page_table_RN = page_table_RN + first_page
-    return gpu_prefill.call(q_THh, kv_pages, page_table_RN, work, blocks.thread_blocks, static, interpret)
+    return gpu_prefill.call(q_THh, pool, page_table_RN, work, blocks.thread_blocks, static, interpret)
 
 
 def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window: int | None = None, blocks: Blocks | None = None):
@@ -105,9 +110,7 @@ def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window: int | None
 
 def prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, window: int | None = None) -> WorkList:
     """See `api.prefill_work`; windows are for the kernel to skip."""
-    return gpu_work.prefill_work_list(
-        kv_lens_R, cu_q_lens, tokens=q_THh.shape[0], tile_tokens=gpu_prefill.TILE_TOKENS
-    )
+    return gpu_work.prefill_work_list(kv_lens_R, cu_q_lens, tokens=q_THh.shape[0], tile_tokens=gpu_prefill.TILE_TOKENS)
 
 
 def _combine(
@@ -122,14 +125,16 @@ def _combine(
     return jnp.sum(out_BSKGh * weights_BSKG[..., None], axis=1) / total_BKG[..., None]
 
 
-def _static(blocks: Blocks, kv_pages, interpret, scale, window, soft_cap) -> Static:
+def _static(blocks: Blocks, q, kv_pages, interpret, scale, window, soft_cap) -> Static:
     """What a kernel is compiled for."""
     return Static(
         page_tokens=kv_pages.shape[1],
         head_size=kv_pages.shape[4],
-        dtype=kv_pages.dtype,
+        dtype=q.dtype,
+        kv_dtype=kv_pages.dtype,
         block_tokens=blocks.block_tokens,
         stages=blocks.stages,
+        converted=blocks.converted,
         scale=scale,
         window=window,
         soft_cap=soft_cap,
@@ -137,14 +142,21 @@ def _static(blocks: Blocks, kv_pages, interpret, scale, window, soft_cap) -> Sta
     )
 
 
+def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page):
+    """See `api.write_kv`: XLA's scatter, which works in place on GPUs."""
+    return xla.write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page)
+
+
 def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
     """What of a call Mosaic GPU or these kernels cannot do, or None where they serve it."""
     _, page_tokens, K, _, h = kv_pages.shape
-    if kv_scales is not None or str(kv_pages.dtype) not in DTYPES or q.dtype != kv_pages.dtype:
+    if str(q.dtype) not in DTYPES or str(kv_pages.dtype) not in (str(q.dtype), *QUANTISED_DTYPES):
         return (
-            f"the GPU kernels take queries and pages of one dtype, {' or '.join(DTYPES)}, not {q.dtype} and "
-            f"{kv_pages.dtype}; KV could be stored in the dtype of the activations"
+            f"the GPU kernels take queries of {' or '.join(DTYPES)} with pages of the same dtype or of "
+            f"{' or '.join(QUANTISED_DTYPES)}, not {q.dtype} and {kv_pages.dtype}"
         )
+    if (kv_scales is None) != (kv_pages.dtype == q.dtype):
+        return f"the GPU kernels take scales with pages of 8 bits, and only with those, which {kv_pages.dtype} is"
     if h not in HEAD_SIZES:
         return f"the GPU kernels have head sizes {HEAD_SIZES}, not {h}"
     if q.shape[1] // K > ROWS:
@@ -158,6 +170,6 @@ def pool_order(dtype) -> None:
     """The kernels read the pool in the order that XLA gives an argument anyway; see `api.pool_order`."""
 
 
-def _check_served(q, kv_pages, page_table) -> None:
-    if reason := why_not(q, kv_pages, page_table):
+def _check_served(q, kv_pages, page_table, kv_scales) -> None:
+    if reason := why_not(q, kv_pages, page_table, kv_scales):
         raise ConfigError(f"{reason}: choose the implementation 'xla'")

@@ -18,19 +18,22 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels.pallas.paged_attention import gpu_convert
 from kernels.pallas.paged_attention import gpu_pipeline as pipeline
 from kernels.pallas.paged_attention.gpu_pipeline import ROWS, Ref, Ring, Static
 from kernels.pallas.paged_attention.gpu_work import WorkList
 
-CONSUMER, FETCHER = 0, 1
+CONSUMER, FETCHER, CONVERTER = 0, 1, 2
+CONSUMER_REGISTERS, FETCHER_REGISTERS, CONVERTER_REGISTERS = 240, 40, 200
 
 
-def call(q_BKGh, kv_pages, page_table_BN, work: WorkList, splits: int, blocks: int, static: Static, interpret):
+def call(q_BKGh, pool, page_table_BN, work: WorkList, splits: int, blocks: int, static: Static, interpret):
     """Runs the kernel.
 
     Args:
       q_BKGh: queries, G padded to a multiple of 8.
-      kv_pages, page_table_BN: as in `api.decode_attention`.
+      pool: pages as in `api.decode_attention`, and their scales if they have some.
+      page_table_BN: as there.
       work: from `gpu_work.decode_work_list`.
       splits: most splits of a row.
       blocks: thread blocks to launch.
@@ -48,6 +51,7 @@ def call(q_BKGh, kv_pages, page_table_BN, work: WorkList, splits: int, blocks: i
         pipeline.tiled((ROWS, static.block_tokens), static.dtype) if static.interpreted else None,
         plgpu.Barrier(num_arrivals=static.slabs),
         pipeline.ring_scratch(static, consumers=1),
+        gpu_convert.ring_scratch(static, consumers=1) if static.quantised else None,
     ]
     return plgpu.kernel(
         functools.partial(_kernel, static=static),
@@ -58,23 +62,26 @@ def call(q_BKGh, kv_pages, page_table_BN, work: WorkList, splits: int, blocks: i
         scratch_types=scratch,
         grid=(blocks,),
         grid_names=("block",),
-        num_threads=2,
+        num_threads=3 if static.quantised else 2,
         thread_name="warpgroup",
         kernel_name="paged_decode",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
-    )(q_BKGh, kv_pages, page_table_BN, *work)
+    )(q_BKGh, *pool, page_table_BN, *work)
 
 
-def _kernel(q_ref, kv_ref, page_table_ref, items_ref, count_ref, out_ref, lse_ref, *scratch, static: Static):
-    """One thread block: `_attend` and `_fetch` walk the same items."""
-    (q_s, (out_s, lse_s)), p_s, q_full, ring = scratch
+def _kernel(q_ref, kv_ref, *refs, static: Static):
+    """One thread block: its warpgroups walk the same items."""
+    *scales_ref, page_table_ref, items_ref, count_ref, out_ref, lse_ref = refs[:-5]
+    (q_s, (out_s, lse_s)), p_s, q_full, fetching, converted = refs[-5:]
+    ring = converted or fetching
     walk = functools.partial(pipeline.walk, items_ref, count_ref, q_ref.shape[1])
+    warpgroup = lax.axis_index("warpgroup")
 
-    @pl.when(lax.axis_index("warpgroup") == CONSUMER)
+    @pl.when(warpgroup == CONSUMER)
     def _consume():
-        pipeline.open_ring(ring, static)
-        plgpu.set_max_registers(240, action="increase")
+        pipeline.open_ring(ring, static.slots)
+        plgpu.set_max_registers(CONSUMER_REGISTERS, action="increase")
 
         def per_item(item, head, fetched):
             row, split, begin, end = item
@@ -85,16 +92,35 @@ def _kernel(q_ref, kv_ref, page_table_ref, items_ref, count_ref, out_ref, lse_re
 
         walk(per_item)
 
-    @pl.when(lax.axis_index("warpgroup") == FETCHER)
+    @pl.when(warpgroup == FETCHER)
     def _fetch():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(FETCHER_REGISTERS, action="decrease")
 
         def per_item(item, head, fetched):
             row, _, begin, end = item
-            return pipeline.fetch_blocks(kv_ref, page_table_ref.at[row], head, begin, end, fetched, ring, static)
+            return pipeline.fetch_blocks(kv_ref, page_table_ref.at[row], head, begin, end, fetched, fetching, static)
 
         walk(per_item)
-        pipeline.drain(ring, static)
+        pipeline.drain(fetching, static.stages, static)
+
+    if static.quantised:
+        pl.when(warpgroup == CONVERTER)(lambda: _convert(walk, *scales_ref, page_table_ref, fetching, ring, static))
+
+
+def _convert(walk, scales_ref, page_table_ref, fetching: Ring, ring: Ring, static: Static) -> None:
+    """The converter's part of `_kernel`."""
+    pipeline.open_ring(fetching, static.stages)
+    plgpu.set_max_registers(CONVERTER_REGISTERS, action="increase")
+
+    def per_item(item, head, fetched):
+        row, _, begin, end = item
+        page_ids = page_table_ref.at[row]
+        return gpu_convert.convert_blocks(
+            scales_ref, page_ids, head, begin, end, fetched, fetching, ring, static
+        )
+
+    walk(per_item)
+    pipeline.drain(ring, static.slots, static)
 
 
 def _load_queries(q_ref: Ref, q_s: Ref, q_full: Ref) -> None:
@@ -111,13 +137,16 @@ def _attend(q_s: Ref, p_s: Ref | None, begin, end, fetched, ring: Ring, static: 
     first, last = static.span(begin, end)
 
     def block(index, softmax):
-        slot = lax.rem(fetched + index - first, static.stages)
+        slot = lax.rem(fetched + index - first, static.slots)
 
         def visible():
             column, low = pipeline.indices(static, axis=1), index * static.block_tokens
             return (column >= begin - low) & (column < end - low)
 
         def clean(v_slot):
+            if static.quantised:  # by the converter
+                return
+
             @pl.when(static.edge(index, begin, end))
             def _():
                 pipeline.zero_outside(v_slot, index, begin, end, static)

@@ -7,7 +7,7 @@ from kernels.pallas.paged_attention import gpu
 
 decode_attention = functools.partial(gpu.decode_attention, interpret=compat.gpu_interpreter())
 prefill_attention = functools.partial(gpu.prefill_attention, interpret=compat.gpu_interpreter())
-decode_work, prefill_work, why_not = gpu.decode_work, gpu.prefill_work, gpu.why_not
+decode_work, prefill_work, write_kv, why_not = gpu.decode_work, gpu.prefill_work, gpu.write_kv, gpu.why_not
 
 
 def pool_order(dtype) -> None:

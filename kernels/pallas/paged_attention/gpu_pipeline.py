@@ -12,7 +12,7 @@ The kernel that runs and the one that a CPU interprets differ in `Static.interpr
 0.11.2 multiplies from shared memory only, knows no accumulators that live across products, and insists that every
 phase of every barrier is waited for, the last ones (`drain`) included.
 
-Next: `gpu_decode`, `gpu_prefill`.
+Next: `gpu_convert` (pages of 8 bits), `gpu_decode`, `gpu_prefill`.
 """
 
 import dataclasses
@@ -39,9 +39,10 @@ class Static:
 
     Attributes:
       page_tokens, head_size: p and h.
-      dtype: of queries and KV.
+      dtype, kv_dtype: of queries and of pages; where they differ, pages are converted on the way (`gpu_convert`).
       block_tokens: KV positions attended to at a time.
-      stages: slots of the ring.
+      stages: slots of the ring that the TMA fills.
+      converted: slots of the ring of converted blocks, where there is one.
       scale, window, soft_cap: as in `api`.
       interpreted: for the interpreter rather than for a GPU.
     """
@@ -49,8 +50,10 @@ class Static:
     page_tokens: int
     head_size: int
     dtype: Any
+    kv_dtype: Any
     block_tokens: int
     stages: int
+    converted: int
     scale: float
     window: int | None
     soft_cap: float | None
@@ -65,6 +68,21 @@ class Static:
     def boxes(self) -> int:
         """TMA boxes of K, and of V, in a block."""
         return self.block_tokens // self.box_tokens
+
+    @property
+    def quantised(self) -> bool:
+        """Whether pages hold 8-bit numbers."""
+        return self.kv_dtype != self.dtype
+
+    @property
+    def slots(self) -> int:
+        """Slots of the ring that is attended to."""
+        return self.converted if self.quantised else self.stages
+
+    @property
+    def score_factor(self) -> float:
+        """What makes a product of query and key a score in units of log2, or twice that for `_capped`."""
+        return self.scale * LOG2_E if self.soft_cap is None else 2 * self.scale * LOG2_E / self.soft_cap
 
     @property
     def columns(self) -> int:
@@ -86,7 +104,11 @@ class Static:
 
 
 class Ring(NamedTuple):
-    """Slots [stages, block_tokens, h] of K and of V, and barriers of each slot: it is full, it is free."""
+    """Slots [stages, block_tokens, h] of K and of V, and barriers of each slot: it is full, it is free.
+
+    `v_full` has one barrier more, for values that the fetcher still has to clean. Converted blocks have a factor for each
+    score and for each weight, [slots, block_tokens].
+    """
 
     k: Ref
     v: Ref
@@ -94,6 +116,8 @@ class Ring(NamedTuple):
     v_full: Ref
     k_free: Ref
     v_free: Ref
+    k_factors: Ref | None = None
+    v_factors: Ref | None = None
 
 
 class Softmax(NamedTuple):
@@ -125,11 +149,17 @@ def tiled(shape: tuple[int, ...], dtype, rows: int = 8) -> Any:
 
 
 def ring_scratch(static: Static, consumers: int) -> Ring:
-    """What to allocate for a `Ring` that `consumers` warpgroups read."""
-    slots = tiled((static.stages, static.block_tokens, static.head_size), static.dtype)
-    full = plgpu.Barrier(num_arrivals=static.boxes, num_barriers=static.stages)
-    free = plgpu.Barrier(num_arrivals=consumers, num_barriers=static.stages)
-    return Ring(slots, slots, full, full, free, free)
+    """What to allocate for the `Ring` that the TMA fills and `consumers` warpgroups read."""
+    return new_ring(static, static.kv_dtype, slots=static.stages, arrivals=static.boxes, consumers=consumers)
+
+
+def new_ring(static: Static, dtype, *, slots: int, arrivals: int, consumers: int) -> Ring:
+    """A `Ring` without factors whose slots are full after `arrivals` and free after `consumers`."""
+    blocks = tiled((slots, static.block_tokens, static.head_size), dtype)
+    k_full = plgpu.Barrier(num_arrivals=arrivals, num_barriers=slots)
+    v_full = plgpu.Barrier(num_arrivals=arrivals, num_barriers=slots + 1)
+    free = plgpu.Barrier(num_arrivals=consumers, num_barriers=slots)
+    return Ring(blocks, blocks, k_full, v_full, free, free)
 
 
 def walk(items_ref: Ref, count_ref: Ref, heads: int, per_item: Callable[..., Any]) -> None:
@@ -153,23 +183,23 @@ def walk(items_ref: Ref, count_ref: Ref, heads: int, per_item: Callable[..., Any
     lax.while_loop(lambda carry: carry[0] < end, step, (jnp.int32(block), jnp.int32(0)))
 
 
-def open_ring(ring: Ring, static: Static) -> None:
+def open_ring(ring: Ring, slots: int) -> None:
     """A consumer says that every slot is free."""
-    for slot in range(static.stages):
+    for slot in range(slots):
         plgpu.barrier_arrive(ring.k_free.at[slot])
         plgpu.barrier_arrive(ring.v_free.at[slot])
 
 
-def drain(ring: Ring, static: Static) -> None:
-    """The fetcher sees every slot freed, for the interpreter's sake: on a GPU its barriers' addresses would spill."""
+def drain(ring: Ring, slots: int, static: Static) -> None:
+    """Who fills a ring sees every slot freed, for the interpreter's sake: on a GPU the barriers' addresses would spill."""
     if static.interpreted:
-        for slot in range(static.stages):
+        for slot in range(slots):
             plgpu.barrier_wait(ring.k_free.at[slot])
             plgpu.barrier_wait(ring.v_free.at[slot])
 
 
 def fetch_blocks(
-    kv_ref: Ref, page_ids: Ref, head, begin, end, fetched, ring: Ring, static: Static, landing: Ref = None
+    kv_ref: Ref, page_ids: Ref, head, begin, end, fetched, ring: Ring, static: Static, cleans: bool = False
 ):
     """Fetches the blocks of positions `[begin, end)` of one KV head, in order.
 
@@ -183,8 +213,8 @@ def fetch_blocks(
       begin, end: positions, `begin < end` or nothing to do.
       fetched: blocks that went through the ring before these.
       ring, static: see there.
-      landing: a barrier for `static.boxes` arrivals. With it, values outside `[begin, end)` are zeroed before their
-        slot is said to be full, which holds the pipeline up for one TMA latency; without it, consumers do that.
+      cleans: whether values outside `[begin, end)` are zeroed before their slot is said to be full, which holds the
+        pipeline up for one TMA latency; otherwise consumers do that.
 
     Returns:
       Blocks that have gone through the ring now.
@@ -204,21 +234,19 @@ def fetch_blocks(
         plgpu.barrier_wait(ring.k_free.at[slot])
         _copy([box.at[:, 0] for box in boxes], ring.k.at[slot], ring.k_full.at[slot], static)
         plgpu.barrier_wait(ring.v_free.at[slot])
-        values, v_slot, v_full = [box.at[:, 1] for box in boxes], ring.v.at[slot], ring.v_full.at[slot]
-        if landing is None:
-            _copy(values, v_slot, v_full, static)
-        else:
-            edge = static.edge(index, begin, end)
-            pl.when(jnp.logical_not(edge))(lambda: _copy(values, v_slot, v_full, static))
-            pl.when(edge)(lambda: clean_copy(values, v_slot, v_full, index))
+        # One copy for both cases: a second would cost registers that the fetcher of h = 256 does not have.
+        edge = static.edge(index, begin, end) if cleans else False
+        full = jnp.where(edge, static.stages, slot) if cleans else slot
+        _copy([box.at[:, 1] for box in boxes], ring.v.at[slot], ring.v_full.at[full], static)
+        if cleans:
+            pl.when(edge)(lambda: clean(slot, index))
         return fetched + 1
 
-    def clean_copy(values, v_slot, v_full, index):
-        _copy(values, v_slot, landing, static)
-        plgpu.barrier_wait(landing)
-        zero_outside(v_slot, index, begin, end, static)
-        for _ in values:
-            plgpu.barrier_arrive(v_full)
+    def clean(slot, index):
+        plgpu.barrier_wait(ring.v_full.at[static.stages])
+        zero_outside(ring.v.at[slot], index, begin, end, static)
+        for _ in range(static.boxes):
+            plgpu.barrier_arrive(ring.v_full.at[slot])
 
     return lax.fori_loop(first, last, block, fetched)
 
@@ -269,8 +297,9 @@ def attend_block(
         return accumulator[...]
 
     s = pl.run_scoped(scores, plgpu.WGMMAAccumulatorRef((ROWS, static.block_tokens), jnp.float32))
+    s *= static.score_factor if ring.k_factors is None else _along_columns(ring.k_factors.at[slot], s.shape)
     plgpu.barrier_arrive(ring.k_free.at[slot])
-    s = _scaled(s, static)
+    s = _capped(s, static)
     if visible is not None:
         s = jnp.where(visible(), s, HIDDEN)
     largest = jnp.maximum(softmax.largest, s.max(axis=1))
@@ -278,8 +307,13 @@ def attend_block(
     weights = jnp.exp2(s - _along_rows(largest, s.shape))
     total = softmax.total * rescale + weights.sum(axis=1)
     values = softmax.values * _along_rows(rescale, softmax.values.shape)
-    weights = _left_operand(weights.astype(static.dtype), p_s)
-    plgpu.barrier_wait(ring.v_full.at[slot])
+    if ring.v_factors is None:
+        weights = _left_operand(weights.astype(static.dtype), p_s)
+        plgpu.barrier_wait(ring.v_full.at[slot])
+    else:
+        plgpu.barrier_wait(ring.v_full.at[slot])
+        weights *= _along_columns(ring.v_factors.at[slot], weights.shape)
+        weights = _left_operand(weights.astype(static.dtype), p_s)
     if clean is not None:
         clean(ring.v.at[slot])
     values = _add_product(values, weights, ring.v.at[slot], static)
@@ -308,24 +342,28 @@ def indices(static: Static, axis: int) -> jax.Array:
 
 def zero_outside(v_slot: Ref, index, begin, end, static: Static) -> None:
     """Zeros the values of block `index` outside positions `[begin, end)`: a hidden weight is 0, and 0 x NaN is NaN."""
-    columns = math.gcd(static.head_size, 64)  # at a time: whole tiles of `tiled`, few registers
-    iota = plgpu.broadcasted_iota(jnp.int32, (ROWS, columns), 0, layout=plgpu.Layout.WGMMA)
-    for row in range(0, static.block_tokens, ROWS):
-        position = iota + index * static.block_tokens + row
-        for column in range(0, static.head_size, columns):
-            part = v_slot.at[pl.ds(row, ROWS), pl.ds(column, columns)]
-            values = plgpu.load(part, layout=plgpu.Layout.WGMMA)
-            part[...] = jnp.where((position >= begin) & (position < end), values, jnp.zeros_like(values))
+    rows, columns = 32, static.columns  # at a time: few registers
+    layout = plgpu.Layout.SMEM_GMEM_COPY((rows, columns), static.dtype, columns * jnp.dtype(static.dtype).itemsize)
+
+    def part(number, _):
+        row = pl.multiple_of(lax.div(number, static.slabs) * rows, rows)
+        column = pl.multiple_of(lax.rem(number, static.slabs) * columns, columns)
+        position = plgpu.broadcasted_iota(jnp.int32, (rows, columns), 0, layout=layout)
+        position += index * static.block_tokens + row
+        part = v_slot.at[pl.ds(row, rows), pl.ds(column, columns)]
+        values = plgpu.load(part, layout=layout)
+        part[...] = jnp.where((position >= begin) & (position < end), values, jnp.zeros_like(values))
+
+    lax.fori_loop(0, static.block_tokens // rows * static.slabs, part, None)
     plgpu.commit_smem()
 
 
-def _scaled(s: jax.Array, static: Static) -> jax.Array:
+def _capped(s: jax.Array, static: Static) -> jax.Array:
     """Scores in units of log2, capped."""
     if static.soft_cap is None:
-        return s * (static.scale * LOG2_E)
+        return s
     # tanh x = 1 - 2 / (1 + e^2x). The hardware's own tanh is good to 2**-11 only: 0.02 on scores capped at 50.
-    e_2x = jnp.exp2(s * (2 * LOG2_E * static.scale / static.soft_cap))
-    return (static.soft_cap * LOG2_E) * (1 - 2 / (1 + e_2x))
+    return (static.soft_cap * LOG2_E) * (1 - 2 / (1 + jnp.exp2(s)))
 
 
 def _left_operand(weights: jax.Array, p_s: Ref | None) -> Any:
@@ -353,3 +391,9 @@ def _add_product(values: jax.Array, weights: Any, v_slot: Ref, static: Static) -
 def _along_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A value per row as an array of `shape`."""
     return lax.broadcast_in_dim(x, shape, [0])
+
+
+def _along_columns(factors_s: Ref, shape: tuple[int, ...]) -> jax.Array:
+    """A value per column, in shared memory, as an array of `shape`."""
+    factors = plgpu.load(factors_s, layout=plgpu.Layout.WGMMA.reduce(0))
+    return lax.broadcast_in_dim(factors, shape, [1])

@@ -1,7 +1,7 @@
 """The prefill kernel on Hopper: causal attention of prompt chunks laid end to end.
 
 A tile is 128 consecutive queries of one chunk and one head; two warpgroups attend to 64 of them each, over the same
-blocks, and a third fetches. As many thread blocks as the chip runs at once each take every n-th (tile, head), heads of
+blocks, and a third fetches. A fourth converts pages of 8 bits; see `consumers` for where one attends alone. As many thread blocks as the chip runs at once each take every n-th (tile, head), heads of
 a tile next to each other because a group of them shares its KV through L2.
 
 Rows of a tile beyond the chunk's end hold the next chunk's queries. They are computed with the rest, at no cost, and
@@ -19,25 +19,42 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels.pallas.paged_attention import gpu_convert
 from kernels.pallas.paged_attention import gpu_pipeline as pipeline
 from kernels.pallas.paged_attention.gpu_pipeline import ROWS, Ref, Ring, Softmax, Static
 from kernels.pallas.paged_attention.gpu_work import WorkList
 
-CONSUMERS = 2
-TILE_TOKENS = CONSUMERS * ROWS
-CONSUMER_REGISTERS, FETCHER_REGISTERS = 232, 40
-# A count of results is written as it is in binary, the most rows first: a copy of n rows starts at a multiple of 2n rows,
-# which is a multiple of 128 bytes, as the TMA wants, also where a row of a slab has 64.
+# Of a thread of a consumer, the fetcher and the converter. Together they have what they start with: all threads the
+# same, and 64 Ki in all.
+REGISTERS, HEAD_256_REGISTERS = (232, 40), (240, 24)
+CONVERTING_REGISTERS, HEAD_256_CONVERTING_REGISTERS = (184, 40, 104), (240, 40, 200)
+STARTING_REGISTERS = 128  # with four warpgroups; 168 with three
+# A count of results is written as it is in binary, the most rows first: a copy of n rows starts at a multiple of 2n
+# rows, which is a multiple of 128 bytes, as the TMA wants, also where a row of a slab has 64.
 COPIED_ROWS = tuple(ROWS >> bit for bit in range(ROWS.bit_length()))
 
 
-def call(q_THh, kv_pages, page_table_RN, work: WorkList, blocks: int, static: Static, interpret):
+def consumers(head_size: int, quantised: bool) -> int:
+    """Warpgroups that attend: two, but one where they, a fetcher and a converter would start with too few registers.
+
+    With four warpgroups a thread starts with 128 registers, and ptxas wants 158 for a product with 256 columns.
+    """
+    return 1 if quantised and head_size == 256 else 2
+
+
+def tile_tokens(q_THh, kv_pages) -> int:
+    """Queries of a tile."""
+    return ROWS * consumers(q_THh.shape[2], q_THh.dtype != kv_pages.dtype)
+
+
+def call(q_THh, pool, page_table_RN, work: WorkList, blocks: int, static: Static, interpret):
     """Runs the kernel.
 
     Args:
       q_THh: queries.
-      kv_pages, page_table_RN: as in `api.prefill_attention`.
-      work: from `gpu_work.prefill_work_list` with tiles of `TILE_TOKENS`.
+      pool: pages as in `api.prefill_attention`, and their scales if they have some.
+      page_table_RN: as there.
+      work: from `gpu_work.prefill_work_list` with tiles of `tile_tokens`.
       blocks: thread blocks to launch.
       static: what to compile for.
       interpret: what `plgpu.kernel` takes.
@@ -45,12 +62,13 @@ def call(q_THh, kv_pages, page_table_RN, work: WorkList, blocks: int, static: St
     Returns:
       Results [T, H, h].
     """
+    attending = consumers(static.head_size, static.quantised)
     scratch = [
-        _queries_scratch(static),
-        pipeline.tiled((CONSUMERS, ROWS, static.block_tokens), static.dtype) if static.interpreted else None,
-        plgpu.Barrier(num_arrivals=static.slabs, num_barriers=CONSUMERS),
-        plgpu.Barrier(num_arrivals=static.boxes),
-        pipeline.ring_scratch(static, CONSUMERS),
+        _queries_scratch(attending, static),
+        pipeline.tiled((attending, ROWS, static.block_tokens), static.dtype) if static.interpreted else None,
+        plgpu.Barrier(num_arrivals=static.slabs, num_barriers=attending),
+        pipeline.ring_scratch(static, consumers=1 if static.quantised else attending),
+        gpu_convert.ring_scratch(static, attending) if static.quantised else None,
     ]
     return plgpu.kernel(
         functools.partial(_kernel, static=static),
@@ -58,39 +76,43 @@ def call(q_THh, kv_pages, page_table_RN, work: WorkList, blocks: int, static: St
         scratch_types=scratch,
         grid=(blocks,),
         grid_names=("block",),
-        num_threads=CONSUMERS + 1,
+        num_threads=attending + (2 if static.quantised else 1),
         thread_name="warpgroup",
         kernel_name="paged_prefill",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
-    )(q_THh, kv_pages, page_table_RN, *work)
+    )(q_THh, *pool, page_table_RN, *work)
 
 
-def _queries_scratch(static: Static):
+def _queries_scratch(attending: int, static: Static):
     """Queries of each consumer, and later their results, in slabs of columns as wide as a swizzle pattern.
 
     The TMA copies tiles of 8 rows from and to multiples of 8 only, and a chunk may start anywhere: it sees tiles of one
     row. wgmma wants tiles of 8. In a slab of one tile's width both are the same bytes; the interpreter, which has no
     tiles, gets one array for both.
     """
-    shape = (CONSUMERS, static.slabs, ROWS, static.columns)
+    shape = (attending, static.slabs, ROWS, static.columns)
     of_wgmma, of_tma = pipeline.tiled(shape, static.dtype), pipeline.tiled(shape, static.dtype, rows=1)
     return (of_wgmma,) if static.interpreted else plgpu.RefUnion(of_wgmma, of_tma)
 
 
-def _kernel(q_ref, kv_ref, page_table_ref, items_ref, count_ref, out_ref, *scratch, static: Static):
-    """One thread block: its three warpgroups walk the same tiles."""
-    queries, p_s, q_full, landing, ring = scratch
+def _kernel(q_ref, kv_ref, *refs, static: Static):
+    """One thread block: its warpgroups walk the same tiles."""
+    *scales_ref, page_table_ref, items_ref, count_ref, out_ref = refs[:-5]
+    queries, p_s, q_full, fetching, converted = refs[-5:]
     of_wgmma, of_tma = queries[0], queries[-1]
+    ring = converted or fetching
     groups = q_ref.shape[1] // kv_ref.shape[2]
     warpgroup = lax.axis_index("warpgroup")
+    fetcher = consumers(static.head_size, static.quantised)  # the warpgroup behind the consumers; the converter is next
+    consumer_registers, fetcher_registers, *_ = _registers(static)
 
     walk = functools.partial(pipeline.walk, items_ref, count_ref, q_ref.shape[1])
 
-    @pl.when(warpgroup < CONSUMERS)
+    @pl.when(warpgroup < fetcher)
     def _consume():
-        pipeline.open_ring(ring, static)
-        plgpu.set_max_registers(CONSUMER_REGISTERS, action="increase")
+        pipeline.open_ring(ring, static.slots)
+        plgpu.set_max_registers(consumer_registers, action="increase")
         offset = warpgroup * ROWS
         p_own = p_s and p_s.at[warpgroup]
 
@@ -107,18 +129,44 @@ def _kernel(q_ref, kv_ref, page_table_ref, items_ref, count_ref, out_ref, *scrat
 
         walk(per_tile)
 
-    @pl.when(warpgroup == CONSUMERS)
+    @pl.when(warpgroup == fetcher)
     def _fetch():
-        plgpu.set_max_registers(FETCHER_REGISTERS, action="decrease")
+        plgpu.set_max_registers(fetcher_registers, action="decrease")
 
         def per_tile(tile, head, fetched):
             row, _, count, position = tile
-            begin, end = _seen(position, count, static)
-            page_ids, kv_head = page_table_ref.at[row], lax.div(head, groups)
-            return pipeline.fetch_blocks(kv_ref, page_ids, kv_head, begin, end, fetched, ring, static, landing)
+            span, page_ids, kv_head = _seen(position, count, static), page_table_ref.at[row], lax.div(head, groups)
+            cleans = not static.quantised
+            return pipeline.fetch_blocks(kv_ref, page_ids, kv_head, *span, fetched, fetching, static, cleans)
 
         walk(per_tile)
-        pipeline.drain(ring, static)
+        pipeline.drain(fetching, static.stages, static)
+
+    if static.quantised:
+        convert = functools.partial(_convert, walk, groups, *scales_ref, page_table_ref, fetching, ring, static)
+        pl.when(warpgroup == fetcher + 1)(convert)
+
+
+def _convert(walk, groups, scales_ref, page_table_ref, fetching: Ring, ring: Ring, static: Static) -> None:
+    """The converter's part of `_kernel`."""
+    pipeline.open_ring(fetching, static.stages)
+    registers = _registers(static)[-1]
+    plgpu.set_max_registers(registers, action="decrease" if registers < STARTING_REGISTERS else "increase")
+
+    def per_tile(tile, head, fetched):
+        row, _, count, position = tile
+        span, page_ids, kv_head = _seen(position, count, static), page_table_ref.at[row], lax.div(head, groups)
+        return gpu_convert.convert_blocks(scales_ref, page_ids, kv_head, *span, fetched, fetching, ring, static)
+
+    walk(per_tile)
+    pipeline.drain(ring, static.slots, static)
+
+
+def _registers(static: Static) -> tuple[int, ...]:
+    """Registers of a thread of a consumer, of the fetcher, and of the converter if there is one."""
+    if static.head_size == 256:
+        return HEAD_256_CONVERTING_REGISTERS if static.quantised else HEAD_256_REGISTERS
+    return CONVERTING_REGISTERS if static.quantised else REGISTERS
 
 
 def _seen(position, count, static: Static):
@@ -143,7 +191,7 @@ def _attend(q_s: Ref, p_s: Ref | None, position, tile, own, fetched, ring: Ring,
     own_first = jnp.clip(own[0], first, own_last)
 
     def slot(index):
-        return lax.rem(fetched + index, static.stages)
+        return lax.rem(fetched + index, static.slots)
 
     def visible(index):
         key = pipeline.indices(static, axis=1)

@@ -8,7 +8,7 @@ outside the loop over blocks. Sizes change how a result is summed, never what is
 import dataclasses
 
 from kernels.pallas.paged_attention.gpu_pipeline import ROWS
-from kernels.pallas.paged_attention.gpu_prefill import TILE_TOKENS
+from kernels.pallas.paged_attention import gpu_prefill
 
 SHARED_BYTES = 227 * 1024  # of a thread block on Hopper
 RESERVED_BYTES = 4 * 1024  # barriers, and scratch of reductions
@@ -24,13 +24,15 @@ class Blocks:
 
     Attributes:
       block_tokens: KV positions attended to at a time; a multiple of 64.
-      stages: blocks of K and V in shared memory.
+      stages: blocks of K and V in shared memory, as they come from memory.
+      converted: blocks of operands made of those, where pages have 8 bits.
       splits: most parts that a row is cut into, for decode.
       thread_blocks: thread blocks launched.
     """
 
     block_tokens: int = BLOCK_TOKENS
     stages: int = 2
+    converted: int = 2
     splits: int = 1
     thread_blocks: int = THREAD_BLOCKS
 
@@ -40,18 +42,21 @@ def decode_blocks(kv_pages, rows: int, table_pages: int) -> Blocks:
     _, page_tokens, K, _, h = kv_pages.shape
     wanted = -(-ITEMS_PER_BLOCK * THREAD_BLOCKS // (rows * K))
     results_bytes = ROWS * h * 4
-    return Blocks(
-        stages=_stages(results_bytes, h), splits=max(1, min(wanted, table_pages * page_tokens // BLOCK_TOKENS))
-    )
+    splits = max(1, min(wanted, table_pages * page_tokens // BLOCK_TOKENS))
+    return Blocks(splits=splits, **_stages(results_bytes, kv_pages))
 
 
 def prefill_blocks(kv_pages) -> Blocks:
     """Sizes for `prefill_attention`."""
     h = kv_pages.shape[4]
-    return Blocks(stages=_stages(TILE_TOKENS * h * 2, h))
+    return Blocks(**_stages(TILE_TOKENS * h * 2, kv_pages))
 
 
-def _stages(other_bytes: int, h: int) -> int:
-    """As many blocks of 2-byte K and V as fit beside `other_bytes`."""
+def _stages(other_bytes: int, kv_pages) -> dict[str, int]:
+    """As many blocks of K and V as fit beside `other_bytes`, after two of operands if pages have 8 bits, or one."""
+    element_bytes, block = kv_pages.dtype.itemsize, 2 * BLOCK_TOKENS * kv_pages.shape[4]
     free_bytes = SHARED_BYTES - RESERVED_BYTES - other_bytes
-    return min(MOST_STAGES, free_bytes // (2 * 2 * BLOCK_TOKENS * h))
+    if element_bytes == 2:
+        return {"stages": min(MOST_STAGES, free_bytes // (2 * block))}
+    converted = 2 if free_bytes >= 2 * 2 * block + 2 * block else 1
+    return {"converted": converted, "stages": min(MOST_STAGES, (free_bytes - converted * 2 * block) // block)}

@@ -270,6 +270,8 @@ def _sums(ring: Ring, own, converted_s: Ref | None, tile: Tile, static: Static) 
                 scales = _row_values(ring.scales.at[slot, part, own])
                 product = product.astype(jnp.float32) * _along(scales, product.shape, axis=0)
             sums = sums + product
+        if static.converted or ring.scales is not None:
+            plgpu.commit_smem()  # registers were loaded from the slot: that is over before the TMA writes there
         plgpu.barrier_arrive(ring.free.at[slot])
         return sums
 

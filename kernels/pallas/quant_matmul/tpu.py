@@ -33,6 +33,7 @@ from kernels.pallas.quant_matmul.tpu_tuning import LANES, Blocks
 from kernels.pallas.quant_matmul.weight import QuantWeight, stored_bytes
 
 ROW_TYPES = ("bfloat16", "float32", "int8")
+GROUPS_UNROLLED = 4  # a group's products end before the matrix unit is warm: this lets it begin the next one's
 MOST_INT8_INPUTS = 2**31 // 127**2  # int32 sums of products of int8
 
 
@@ -146,7 +147,7 @@ def _kernel(
     sums[...] = jnp.zeros_like(sums)
     groups = scales.shape[0]
 
-    @pl.loop(0, x.shape[1] // static.chunk)
+    @pl.loop(0, x.shape[1] // static.chunk, unroll=1 if groups == 1 else GROUPS_UNROLLED)
     def _(index):
         at = pl.ds(pl.multiple_of(index * static.chunk, LANES), static.chunk)
         product = _product(_apart(x[:, at], static), values[:, at])
