@@ -3,11 +3,15 @@
     python experiments/compile.py --config=llama70b_v5p
     python experiments/compile.py --config=llama70b_v6e --batch=64 --context=4096 --out=compiled.json
     python experiments/compile.py --config=llama70b_h100 --programs=decode_step
+    python experiments/compile.py --config=llama70b_v6e --oom_surface=fits.png --out=fits.json
 
 TPUs need the extra `tpu-aot`, an H100 the compilers that `make aot-gpu` installs. Prints, of one chip and one call:
 bytes by kind beside the memory model, FLOPs beside the cost model, collectives, and copies of a whole layer; for a TPU
-XLA's estimated time beside the roofline, for a GPU what the Mosaic kernels use. Exit code 0: everything compiled. 1: a
-program does not fit; the compiler's message is printed. 2: something the user can mend.
+XLA's estimated time beside the roofline, for a GPU what the Mosaic kernels use. With `--oom_surface` it finds instead
+how many sequences the compiler accepts at each context, and draws that beside the memory model.
+
+Exit code 0: everything compiled. 1: a program does not fit; the compiler's message is printed. 2: something the user
+can mend.
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -72,9 +76,15 @@ def _command(arguments: Sequence[str]) -> int:
     config = resolve_config(asked.config, REPOSITORY / "configs")
     experiment = load(config, CONFIG_CLASSES, "Experiment", asked.set).value
     resolve(experiment)  # misspelt models and chips are reported before anything heavy is imported
+    os.environ.update(ENVIRONMENT)
+    if asked.oom_surface:
+        found = _surface(experiment, asked)
+        if asked.out:
+            _write(Path(asked.out), {"experiment": experiment.name, **found})
+        return 0
     reports = list(_compile(experiment, asked))
     if asked.out:
-        _write(Path(asked.out), experiment.name, asked, reports)
+        _write(Path(asked.out), _figures(experiment.name, asked, reports))
     return EXIT_REFUSED if any(report.refused for report in reports) else 0
 
 
@@ -91,6 +101,9 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
         flag_values=own,
     )
     flags.DEFINE_list("programs", list(PROGRAMS), "which steps to compile, of these", flag_values=own)
+    flags.DEFINE_string("oom_surface", None, "find and draw what fits: a .png, .svg or .pdf", flag_values=own)
+    contexts = ["1024", "2048", "4096", "8192", "16384", "32768"]
+    flags.DEFINE_list("contexts", contexts, "positions of each sequence, for --oom_surface", flag_values=own)
     flags.DEFINE_string("out", None, "also write the figures to this JSON file", flag_values=own)
     flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
     try:
@@ -107,7 +120,6 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
 
 def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["ProgramReport"]:
     """Compiles one step after the other, and prints each as soon as it is known."""
-    os.environ.update(ENVIRONMENT)
     from nanoserve.executors.aot import Compiler, Workload
     from nanoserve.executors.aot_expected import Setting
     from nanoserve.executors.aot_report import describe
@@ -138,14 +150,53 @@ def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["Progr
         yield report
 
 
-def _write(path: Path, name: str, asked: flags.FlagValues, reports: Sequence["ProgramReport"]) -> None:
-    figures = {
+def _surface(experiment: Experiment, asked: flags.FlagValues) -> dict[str, Any]:
+    """Finds the boundary at each context, prints it, and draws all of them."""
+    from nanoserve.executors.aot_surface import boundaries
+    from nanoserve.report.memory_plot import save_boundary
+
+    facts, cluster = resolve(experiment), resolve(experiment).cluster
+    contexts = tuple(_number("--contexts", text) for text in asked.contexts)
+    what, who = f"{facts.model.name} on {cluster.tensor} x {cluster.chip.name}", "XLA"
+    print(f"{what}, decode steps, pages of {experiment.engine.page_tokens}\n{'context':>9}{who:>9}{'model':>9}   asked")
+    found = []
+    for each in boundaries(
+        facts.model,
+        cluster,
+        experiment.precision,
+        asked.attention,
+        contexts=contexts,
+        page_tokens=experiment.engine.page_tokens,
+    ):
+        found.append(each)
+        print(f"{each.context_tokens:>9,}{each.compiler:>9,}{each.model:>9,}{each.asked:>8} times", flush=True)
+    try:
+        columns = [[getattr(each, name) for each in found] for name in ("context_tokens", "compiler", "model")]
+        save_boundary(asked.oom_surface, what, *columns, who=who)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--oom_surface={asked.oom_surface}: {error}. Name a .png, .svg or .pdf in a folder that exists"
+        ) from error
+    return {"what": what, "boundaries": [dataclasses.asdict(each) for each in found]}
+
+
+def _number(flag: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"{flag}: '{text}' is not a number of positions")
+    return int(text)
+
+
+def _figures(name: str, asked: flags.FlagValues, reports: Sequence["ProgramReport"]) -> dict[str, Any]:
+    return {
         "experiment": name,
         "batch": asked.batch,
         "context_tokens": asked.context,
         "attention": asked.attention,
         "programs": [dataclasses.asdict(report) for report in reports],
     }
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(figures, indent=1) + "\n")
     except OSError as error:
@@ -157,8 +208,8 @@ def _heading(setting: "Setting", why: str) -> Iterator[str]:
     yield f"{setting.model.name} for {cluster.tensor} x {cluster.chip.name}, attention {setting.attention}: {why}"
     yield (
         f"  {work.batch} sequences of {work.context_tokens:,} positions in {work.pages:,} pages of "
-        f"{work.page_tokens}; chunks of {work.chunk_tokens:,}, loops of {work.loop_steps} steps. All figures are of one "
-        "chip and one call"
+        f"{work.page_tokens}; chunks of {work.chunk_tokens:,}, loops of {work.loop_steps} steps. All figures are of "
+        "one chip and one call"
     )
 
 
@@ -228,8 +279,9 @@ def _time_lines(report: "ProgramReport") -> Iterator[str]:
     for each in report.costly:
         yield _costly_line(each)
     yield (
-        "  above 2% of the estimate and 1.5 times their own roofline:" if report.above else "  none above 2% of the "
-        "estimate takes more than 1.5 times its own roofline"
+        "  above 2% of the estimate and 1.5 times their own roofline:"
+        if report.above
+        else "  none above 2% of the estimate takes more than 1.5 times its own roofline"
     )
     for each in report.above:
         yield _costly_line(each)
@@ -242,8 +294,8 @@ def _costly_line(each: "Costly") -> str:
 
 def _kernel_line(kernels: "ResourceReport") -> str:
     return (
-        f"  Mosaic kernels: {kernels.kernels}, of at most {kernels.registers} registers, {kernels.spill_bytes} bytes of "
-        f"spills, {kernels.shared_bytes:,} bytes of shared memory"
+        f"  Mosaic kernels: {kernels.kernels}, of at most {kernels.registers} registers, {kernels.spill_bytes} bytes "
+        f"of spills, {kernels.shared_bytes:,} bytes of shared memory"
         f"{', products one after the other' if kernels.wgmma_serialised else ''}"
     )
 

@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that a bare c
 
 from experiments.bench import attention_plot
 from experiments.bench.attention_results import (
+    CEILINGS,
     FAILED,
     Record,
     Results,
     resumed,
-    same_device,
     shape_record,
     skipped_peers,
     summary,
@@ -39,7 +39,7 @@ from experiments.bench.attention_results import (
     table,
 )
 from experiments.bench.attention_shapes import KINDS, BenchShape, catalogue, select, toy_catalogue, useful
-from experiments.bench.attention_timing import ACCELERATOR, CPU, Effort, ceilings
+from experiments.bench.attention_timing import ACCELERATOR, CPU, INTERPRETER, Effort, ceilings
 from experiments.bench.host import machine
 from nanoserve.report.progress import Progress
 from nanoserve.report.units import short
@@ -48,10 +48,12 @@ from nanoserve.specs.errors import ConfigError, NanoserveError, nearest
 if TYPE_CHECKING:
     from experiments.bench.attention_peers import Setting
 
-CEILINGS, PEERS = "ceilings", "peers"
+PEERS = "peers"
 PARTS = (CEILINGS, *KINDS, PEERS)
 EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
-CPU_NOTE = "a CPU: these times mean nothing by themselves, and little beside one another"
+# Where XLA runs a CPU's programs concurrently, the interpreter of GPU kernels waits for ever: see tests/conftest.py.
+NO_CONCURRENCY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+CPU_NOTE = "a CPU: its times are not meaningful, and say little beside one another"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,9 +70,6 @@ def main(arguments: Sequence[str]) -> int:
     except NanoserveError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
-    except KeyboardInterrupt:
-        print("interrupted; with --resume the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def _command(arguments: Sequence[str]) -> int:
@@ -84,17 +83,19 @@ def _command(arguments: Sequence[str]) -> int:
     patterns = [pattern for pattern in asked.shapes.split(",") if pattern]
     shapes = select(patterns, toy_catalogue() if asked.toy else catalogue(), kinds) if kinds else []
     setting = _setting(asked.implementation)
-    path = Path(asked.out) if asked.out else None
-    results = resumed(path) if path and asked.resume else Results(path)
-    effort = CPU if setting.platform == "cpu" else ACCELERATOR
-    run = _describe(setting, ["python", *arguments])
-    same_device(results, run)
-    run[CEILINGS] = ceilings(effort) if CEILINGS in parts else None
-    results.begin(run)
-    print("\n".join(_heading(run)), flush=True)
+    results = _results(asked, _describe(setting, ["python", *arguments]))
     left = [shape for shape in shapes if not results.has(shape.name, PEERS in parts)]
-    _measure_all(left, setting, effort, results, with_peers=PEERS in parts, oracle=asked.toy)
-    return _finish(results, asked.plot)
+    effort = _effort(setting)
+    code = 0
+    try:
+        if CEILINGS in parts:
+            results.add_ceilings(_ceilings(effort))
+        print("\n".join(_heading(results.runs[-1], asked.toy)), flush=True)
+        _measure_all(left, setting, effort, results, with_peers=PEERS in parts, oracle=asked.toy)
+    except KeyboardInterrupt:
+        print("interrupted; with --resume the same command goes on", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    return _finish(results, asked.plot) or code
 
 
 def _parse(arguments: Sequence[str]) -> flags.FlagValues:
@@ -115,6 +116,8 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
         raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
     if own.resume and not own.out:
         raise ConfigError("--resume goes on with a file: name it with --out")
+    if own.plot and not Path(own.plot).parent.is_dir():
+        raise ConfigError(f"--plot={own.plot}: there is no such folder. Make it first")
     return own
 
 
@@ -129,10 +132,8 @@ def _parts(text: str) -> set[str]:
 
 def _setting(implementation: str) -> "Setting":
     """The device, and the implementation by its name."""
-    # The interpreter of GPU kernels waits for ever where XLA runs a CPU's programs concurrently: see tests/conftest.py.
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
-    )
+    if implementation == "pallas_gpu_interpret" and NO_CONCURRENCY not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {NO_CONCURRENCY}".strip()
     import jax
 
     from experiments.bench.attention_peers import Setting
@@ -144,6 +145,12 @@ def _setting(implementation: str) -> "Setting":
     return Setting(jax.devices()[0], implementation)
 
 
+def _effort(setting: "Setting") -> Effort:
+    if setting.platform != "cpu":
+        return ACCELERATOR
+    return INTERPRETER if setting.implementation.endswith("_interpret") else CPU
+
+
 def _describe(setting: "Setting", command: Sequence[str]) -> Record:
     """What a run's figures depend on."""
     from experiments.bench.attention_peers import versions
@@ -151,18 +158,42 @@ def _describe(setting: "Setting", command: Sequence[str]) -> Record:
     device = setting.device
     return {
         "command": shlex.join(command),
+        "implementation": setting.implementation,
         "device": device.device_kind,
         "platform": device.platform,
         "platform_version": device.client.platform_version,
         "absolute_times_count": device.platform != "cpu",
         "machine": machine() | versions(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        CEILINGS: None,
     }
 
 
-def _heading(run: Record) -> list[str]:
-    lines = [f"{run['device']}" + ("" if run["absolute_times_count"] else f" ({CPU_NOTE}; --toy is made for it)")]
-    if found := run[CEILINGS]:
+def _results(asked: flags.FlagValues, run: Record) -> Results:
+    """The file, with a run begun in it: a file that cannot be written is found out before anything is measured."""
+    path = Path(asked.out) if asked.out else None
+    results = resumed(path) if path and asked.resume else Results(path)
+    results.begin(run)
+    return results
+
+
+def _ceilings(effort: Effort) -> Record:
+    """The ceilings, or why there are none: shapes can be compared with peers all the same."""
+    from experiments.bench.attention_peers import described
+
+    try:
+        return ceilings(effort)
+    except Exception as error:
+        return {"failed": described(error)}
+
+
+def _heading(run: Record, toy: bool) -> list[str]:
+    note = "" if run["absolute_times_count"] else f" ({CPU_NOTE}{'' if toy else '; --toy is made for it'})"
+    lines = [f"{run['device']}{note}"]
+    found = run[CEILINGS] or {}
+    if "failed" in found:
+        lines.append(f"  no ceilings: {found['failed']}")
+    elif found:
         copy, matmul = short(found["copy_bytes_per_s"]), short(found["matmul_flops_per_s"])
         lines.append(f"  copy {copy}B/s read and written, bf16 product {matmul}FLOP/s")
     return lines

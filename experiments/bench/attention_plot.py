@@ -4,17 +4,19 @@ Decode is held against the measured copy, prefill against the measured matrix pr
 row that says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.bench.attention_results import MEASURED, OURS, fraction_of
 from experiments.bench.attention_shapes import KINDS
+from nanoserve.report import theme
 from nanoserve.report.theme import DAY
 from nanoserve.specs.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS: Mapping[str, str] = {
     OURS: "orange",
@@ -28,24 +30,11 @@ COLORS: Mapping[str, str] = {
 }
 CEILINGS = {
     "decode": "bytes/s, as a fraction of the measured copy",
-    "prefill": "FLOP/s, as a fraction of the measured matrix product",
+    "prefill": "FLOP/s, as a fraction of the measured product",
 }
-_WIDTH_IN, _ROW_IN, _EDGE_IN = 7.5, 0.19, 0.9
-_STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.edgecolor": DAY["muted"],
-    "axes.labelcolor": DAY["muted"],
-    "axes.axisbelow": True,
-    "grid.color": DAY["rule"],
-    "xtick.color": DAY["muted"],
-    "ytick.color": DAY["ink"],
-    "ytick.major.size": 0,
-    "text.color": DAY["ink"],
-    "legend.frameon": False,
-}
+_USUAL_IN, _ROW_IN, _EDGE_IN = 3.5, 0.17, 0.9  # height of a figure of the report; of a row; around a panel's rows
+_TITLE, _LABELS = 10, 7  # type sizes
+_LARGEST, _SMALLER = 34, 16  # dots
 
 
 def save(path: Path, shapes: Mapping[str, Mapping[str, Any]], note: str) -> None:
@@ -58,52 +47,52 @@ def save(path: Path, shapes: Mapping[str, Mapping[str, Any]], note: str) -> None
     Raises:
       ConfigError: for a file that cannot be written, or a type that matplotlib does not know.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     kinds = {kind: rows for kind in KINDS if (rows := [item for item in shapes.items() if item[1]["kind"] == kind])}
     heights = [len(rows) * _ROW_IN + _EDGE_IN for rows in kinds.values()]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN, sum(heights)), layout="constrained", facecolor=DAY["paper"])
+
+    def paint(figure: "Figure") -> None:
         panels = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (kind, rows) in zip(panels, kinds.items(), strict=True):
             _panel(axes, kind, rows)
-        figure.suptitle(note, fontsize=8, color=DAY["muted"], x=0.01, ha="left")
-        try:
-            figure.savefig(path, dpi=150)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--plot={path}: {error}. Name a .png, .svg or .pdf in a folder that exists") from error
+        _legend(figure, panels)
+
+    try:
+        theme.save(str(path), note, paint, sum(heights) / _USUAL_IN)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plot={path}: {error}. Name a .png, .svg or .pdf in a folder that exists") from error
 
 
 def _panel(axes: "Axes", kind: str, rows: list[tuple[str, Mapping[str, Any]]]) -> None:
     drawn: dict[str, tuple[list[float], list[int]]] = {}
     for y, (_, record) in enumerate(rows):
         if record["status"] != MEASURED:
-            axes.annotate(
-                record["status"], (0, y), xytext=(4, 0), textcoords="offset points", va="center", color=DAY["red"]
-            )
+            axes.text(0, y, f" {record['status']}", va="center", color=DAY["red"], fontsize=_LABELS)
             continue
         for name, fraction in _fractions(record, kind):
             xs, ys = drawn.setdefault(name, ([], []))
             xs.append(fraction)
             ys.append(y)
     for name in (name for name in reversed(list(COLORS)) if name in drawn):  # ours on top
-        size = 34 if name == OURS else 16
+        size = _LARGEST if name == OURS else _SMALLER
         axes.scatter(*drawn[name], s=size, color=DAY[COLORS[name]], label=name, linewidths=0, zorder=3)
-    axes.set_yticks(range(len(rows)), [name.removeprefix(f"{kind}_") for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [name.removeprefix(f"{kind}_") for name, _ in rows], fontsize=_LABELS)
+    axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.grid(axis="both")
     axes.set_xlabel(CEILINGS[kind])
-    axes.set_title(kind, loc="left", fontweight="bold", fontsize=9)
-    if drawn:
-        axes.legend(*_legend(axes), loc="lower right", bbox_to_anchor=(1, 1), ncols=len(drawn), handletextpad=0.2)
+    axes.set_title(kind, loc="left", fontsize=_TITLE)
 
 
-def _legend(axes: "Axes") -> tuple[list, list]:
-    """Ours first."""
-    handles, labels = axes.get_legend_handles_labels()
-    return handles[::-1], labels[::-1]
+def _legend(figure: "Figure", panels: Iterable["Axes"]) -> None:
+    """One for all panels, at the foot, ours first."""
+    dots = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        dots |= dict(zip(labels, handles, strict=True))
+    names = [name for name in COLORS if name in dots]
+    if names:
+        figure.legend([dots[name] for name in names], names, loc="outside lower left", ncols=4)
 
 
 def _fractions(record: Mapping[str, Any], kind: str) -> list[tuple[str, float]]:

@@ -21,7 +21,7 @@ from nanoserve.specs.errors import ConfigError
 
 Record = dict[str, Any]
 MEASURED, SKIPPED, FAILED = "measured", "skipped", "failed"
-OURS = "ours"
+OURS, CEILINGS = "ours", "ceilings"
 COUNTS = (
     "useful_bytes: KV positions attended, read once, and queries and results, by nanoserve.roofline.ops; "
     "flops: q k and p v of the query-key pairs under the causal mask; "
@@ -49,8 +49,24 @@ class Results:
         return len(self.runs) - 1
 
     def begin(self, run: Record) -> None:
-        """Adds a run, which what is added from now on belongs to."""
+        """Adds a run, which what is added from now on belongs to.
+
+        Raises:
+          ConfigError: for a run on another device, or of another implementation, than the file's.
+        """
+        for earlier in self.runs:
+            for what in ("device", "implementation"):
+                if earlier[what] != run[what]:
+                    raise ConfigError(
+                        f"--resume: {self.path} was measured with {what} {earlier[what]}, this is {run[what]}. "
+                        "Give another --out"
+                    )
         self.runs.append(run)
+        self.write()
+
+    def add_ceilings(self, ceilings: Record) -> None:
+        """Adds what the run's device does at best."""
+        self.runs[-1][CEILINGS] = ceilings
         self.write()
 
     def add(self, name: str, record: Record) -> None:
@@ -89,20 +105,6 @@ def resumed(path: Path) -> Results:
         return Results(path, content["runs"], content["shapes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--resume: {path} is no result of this command ({error!r}). Give another --out") from error
-
-
-def same_device(results: Results, run: Mapping[str, Any]) -> None:
-    """Refuses to mix devices in a file.
-
-    Raises:
-      ConfigError: for results of another kind of device.
-    """
-    for earlier in results.runs:
-        if earlier["device"] != run["device"]:
-            raise ConfigError(
-                f"--resume: {results.path} was measured on {earlier['device']}, this is {run['device']}. "
-                "Give another --out"
-            )
 
 
 def shape_record(shape: BenchShape, needs: Useful) -> Record:

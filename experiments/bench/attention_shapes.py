@@ -2,13 +2,13 @@
 
 A shape is one call on one chip: a model of the registry cut over `ways` chips, the lengths of its rows, and how its KV
 is stored. Work is what the cost model counts for it (`nanoserve.roofline.ops`): positions that are attended, not padded
-ones, each read once, and queries and results. Scales of 8-bit KV are in no count; they would add 4 bytes to every key
-and every value (3% at a head size of 128).
+ones, each read once, scales of 8-bit KV included, and queries and results.
 
 Next: `attention_calls` (arrays and timing), `attention_peers`, `attention` (the command).
 """
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -30,7 +30,8 @@ CONTEXTS = (1024, 2048, 4096, 8192)
 PAGES = (16, 64)
 CHUNKS = (512, 2048, 8192)
 SKEWED = (16_384, *(512,) * 31)  # one long row among short ones: half of all KV is in one row of 32
-TOY_MODEL, TOY_WAYS = "smollm2-135m", 1  # the smallest head size that every kernel serves, 64
+MOST_LISTED = 12
+TOY_MODEL, TOY_WAYS = "llama-3.1-70b", 8  # one KV head: what an interpreter takes time for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,10 +155,16 @@ def select(patterns: Sequence[str], shapes: Mapping[str, BenchShape], kinds: Seq
     for pattern in patterns:
         if not fnmatch.filter(wanted, pattern):
             raise ConfigError(
-                f"--shapes={pattern} names no shape of {' or '.join(kinds)}.{nearest(pattern, wanted)} "
+                f"--shapes={pattern} names no shape of {' or '.join(kinds)}.{_hint(pattern, list(wanted))} "
                 "Names may hold '*' and are separated by commas"
             )
     return [shape for name, shape in wanted.items() if not patterns or _named(name, patterns)]
+
+
+def _hint(pattern: str, names: list[str]) -> str:
+    """The nearest name; a hundred names where none is near would help nobody."""
+    close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.5)
+    return nearest(pattern, names) if close or len(names) <= MOST_LISTED else f" The first of {len(names)}: {names[0]}."
 
 
 def _named(name: str, patterns: Sequence[str]) -> bool:

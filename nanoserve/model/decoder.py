@@ -123,7 +123,7 @@ def project_qkv(
 def mlp(spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
     """The gated feed-forward: `down(act(gate(x)) * up(x))`."""
     gate_up_TC = einsum_as(x_TD.dtype, "TD,DC->TC", rms_norm(x_TD, layer.mlp_norm, spec.norm_eps), layer.w_gate_up)
-    # Otherwise the TPU compiler turns the product around so that gate and up lie apart, and with it each layer's matrix:
+    # Otherwise the TPU compiler turns the product around so that gate and up lie apart, and every layer's matrix too:
     # 50 of 64 ms in its estimate of a decode step of Llama-70B over 8 v5p.
     gate_up = row_major(gate_up_TC).reshape(-1, layer.ways, 2, spec.ffn // layer.ways)
     hidden_TF = (ACTIVATIONS[spec.activation](gate_up[:, :, 0]) * gate_up[:, :, 1]).reshape(-1, spec.ffn)

@@ -9,7 +9,6 @@ no compiler has a reason to copy a layer's pages out of the pool.
 Next: `attention` (who reads it), `sharding` (how it lies on chips).
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -107,12 +106,12 @@ def write(
     In place when the pool is donated. `implementation` is that of the attention which reads the pages.
     """
     kv_TK2h = jnp.stack([k_TKh, v_TKh], axis=2)
-    put = functools.partial(paged_attention.write_kv, first_page=first_page, implementation=implementation)
+    options = {"first_page": first_page, "implementation": implementation}
     if pool.scales is None:
-        return KvPool(put(pool.pages, kv_TK2h.astype(pool.pages.dtype), *slots))
+        return KvPool(*paged_attention.write_kv(pool.pages, kv_TK2h.astype(pool.pages.dtype), *slots, **options))
     quotients, scales_TK2 = quantised(kv_TK2h, pool.pages.dtype)
-    places = slots.pages_T + first_page, slots.offsets_T
-    return KvPool(put(pool.pages, quotients, *slots), pool.scales.at[places].set(scales_TK2, mode="drop"))
+    scales = {"kv_scales": pool.scales, "scales_TK2": scales_TK2}
+    return KvPool(*paged_attention.write_kv(pool.pages, quotients, *slots, **scales, **options))
 
 
 def quantised(x: Float[Array, "... h"], dtype: DTypeLike) -> tuple[Num[Array, "... h"], Float[Array, "..."]]:

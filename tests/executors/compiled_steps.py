@@ -34,7 +34,7 @@ CASES: dict[str, list[Case]] = {
     "tpu": [
         Case(**EIGHT_B, chip="tpu_v5e", batch=8, context_tokens=512),
         Case(**EIGHT_B, chip="tpu_v5p"),
-        Case(**EIGHT_B, chip="tpu_v6e", kv="int8"),
+        Case(**EIGHT_B, chip="tpu_v6e", kv="int8", page_tokens=128),
         Case(**SEVENTY_B, chip="tpu_v5e"),
         Case(**SEVENTY_B, chip="tpu_v5p"),
         Case(**SEVENTY_B, chip="tpu_v6e", page_tokens=128),

@@ -102,7 +102,10 @@ def test_prefill_matches_the_oracle_on_a_poisoned_pool_without_races(name):
 
 
 QUANTISED = {
-    "decode-int8_head_128": (bf16(kv_lens=(0, 1, 31, 130), groups=2, kv_heads=1, page_tokens=32, head_size=128), "int8"),
+    "decode-int8_head_128": (
+        bf16(kv_lens=(0, 1, 31, 130), groups=2, kv_heads=1, page_tokens=32, head_size=128),
+        "int8",
+    ),
     "decode-fp8_window_soft_cap": (
         bf16(kv_lens=(0, 20, 150), groups=3, kv_heads=2, window=20, soft_cap=2.0),
         "float8_e4m3fn",
@@ -187,8 +190,9 @@ def test_without_a_gpu_the_kernel_is_refused_and_not_replaced():
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("decode", {"dtype": "float32", "kv_dtype": "float32"}, r"one dtype, bfloat16 or float16, not float32"),
-        ("decode", {"kv_dtype": "float8_e4m3fn"}, r"not bfloat16 and float8_e4m3fn"),
+        ("decode", {"dtype": "float32", "kv_dtype": "float32"}, "queries of bfloat16 or float16 with .*, not float32"),
+        ("decode", {"kv_dtype": "float16"}, "not bfloat16 and float16: choose the implementation 'xla'"),
+        ("decode", {"kv_dtype": "float8_e4m3fn"}, "take scales with pages of 8 bits"),
         (
             "prefill",
             {"head_size": 80},

@@ -216,22 +216,32 @@ def write_kv(
     pages_T: Int32[Array, " T"],
     offsets_T: Int32[Array, " T"],
     *,
+    kv_scales: Float[Array, "P p K 2"] | None = None,
+    scales_TK2: Float[Array, "T K 2"] | None = None,
     first_page: Int32[Array, ""] | int = 0,
     implementation: str = AUTO,
-) -> Num[Array, "P p K 2 h"]:
-    """Puts each token's key and value at its page and offset; in place when `kv_pages` is donated.
+) -> tuple[Num[Array, "P p K 2 h"], Float[Array, "P p K 2"] | None]:
+    """Puts each token's key and value at its page and offset; in place when the pool is donated.
 
     Args:
       kv_pages: the layer's pool, or that of many layers.
       kv_TK2h: keys and values, of the dtype of the pages.
-      pages_T, offsets_T: where each token goes, no two to the same place. A page that, with `first_page` added, is not
-        in the pool takes nothing; it must not be negative.
+      pages_T, offsets_T: where each token goes. The tokens of one page come one after the other, at offsets that follow
+        each other. A page that, with `first_page` added, is not in the pool takes nothing; it must not be negative.
+      kv_scales, scales_TK2: factors of the pages' 8-bit elements, and those of the tokens; None where pages hold the
+        numbers.
       first_page, implementation: as for `decode_attention`.
 
     Returns:
-      The pool with the tokens in it, in the order in memory that the implementation reads.
+      The pages with the tokens in them and their scales, in the order in memory that the implementation reads.
+
+    Raises:
+      ConfigError: for an implementation that does not exist.
+      ValueError: for scales of the pool without scales of the tokens, or the other way round.
     """
-    return _module(implementation).write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page)
+    if (kv_scales is None) != (scales_TK2 is None):
+        raise ValueError("a pool with scales takes tokens with scales, and a pool without them takes none")
+    return _module(implementation).write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales, scales_TK2)
 
 
 def _module(implementation: str) -> ModuleType:

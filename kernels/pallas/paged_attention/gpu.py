@@ -110,7 +110,8 @@ def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window: int | None
 
 def prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, *, window: int | None = None) -> WorkList:
     """See `api.prefill_work`; windows are for the kernel to skip."""
-    return gpu_work.prefill_work_list(kv_lens_R, cu_q_lens, tokens=q_THh.shape[0], tile_tokens=gpu_prefill.TILE_TOKENS)
+    tile_tokens = gpu_prefill.tile_tokens(q_THh, kv_pages)
+    return gpu_work.prefill_work_list(kv_lens_R, cu_q_lens, tokens=q_THh.shape[0], tile_tokens=tile_tokens)
 
 
 def _combine(
@@ -142,9 +143,9 @@ def _static(blocks: Blocks, q, kv_pages, interpret, scale, window, soft_cap) -> 
     )
 
 
-def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page):
+def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales=None, scales_TK2=None):
     """See `api.write_kv`: XLA's scatter, which works in place on GPUs."""
-    return xla.write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page)
+    return xla.write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales, scales_TK2)
 
 
 def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
@@ -156,7 +157,7 @@ def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
             f"{' or '.join(QUANTISED_DTYPES)}, not {q.dtype} and {kv_pages.dtype}"
         )
     if (kv_scales is None) != (kv_pages.dtype == q.dtype):
-        return f"the GPU kernels take scales with pages of 8 bits, and only with those, which {kv_pages.dtype} is"
+        return f"the GPU kernels take scales with pages of 8 bits and with no others; these are of {kv_pages.dtype}"
     if h not in HEAD_SIZES:
         return f"the GPU kernels have head sizes {HEAD_SIZES}, not {h}"
     if q.shape[1] // K > ROWS:

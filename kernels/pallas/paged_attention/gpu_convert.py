@@ -1,4 +1,4 @@
-"""Pages of 8 bits on Hopper: a warpgroup that makes 16-bit operands of them, between the one that fetches and those that attend.
+"""Pages of 8 bits on Hopper: the warpgroup that makes 16-bit operands of them, between fetching and attending.
 
 wgmma multiplies 16-bit queries by 16-bit keys in shared memory only, so that 8-bit blocks go through registers once:
 from the ring that the TMA fills to a second `Ring` of operands. Both consumers of a prefill tile then read one result,
@@ -63,6 +63,8 @@ def convert_blocks(
       Blocks that have gone through both rings now.
     """
     first, last = static.span(begin, end)
+    key_factors: Ref = ring.k_factors
+    weight_factors: Ref = ring.v_factors
 
     def scales(index) -> Scales:
         return _load_scales(scales_ref, page_ids, head, (begin, end), jnp.clip(index, first, last - 1), static)
@@ -75,7 +77,7 @@ def convert_blocks(
         plgpu.barrier_wait(fetching.k_full.at[source])
         plgpu.barrier_wait(ring.k_free.at[slot])
         _convert(fetching.k.at[source], ring.k.at[slot], static)
-        _write(ring.k_factors.at[slot], keys, lambda scale, _: scale * static.score_factor, static)
+        _write(key_factors.at[slot], keys, lambda scale, _: scale * static.score_factor, static)
         plgpu.commit_smem()
         plgpu.barrier_arrive(fetching.k_free.at[source])
         plgpu.barrier_arrive(ring.k_full.at[slot])
@@ -88,7 +90,7 @@ def convert_blocks(
         plgpu.barrier_wait(fetching.v_full.at[source])
         plgpu.barrier_wait(ring.v_free.at[slot])
         _convert(fetching.v.at[source], ring.v.at[slot], static)
-        _write(ring.v_factors.at[slot], values, seen, static)
+        _write(weight_factors.at[slot], values, seen, static)
         plgpu.commit_smem()
         plgpu.barrier_arrive(fetching.v_free.at[source])
 

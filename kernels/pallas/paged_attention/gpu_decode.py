@@ -104,7 +104,8 @@ def _kernel(q_ref, kv_ref, *refs, static: Static):
         pipeline.drain(fetching, static.stages, static)
 
     if static.quantised:
-        pl.when(warpgroup == CONVERTER)(lambda: _convert(walk, *scales_ref, page_table_ref, fetching, ring, static))
+        convert = functools.partial(_convert, walk, scales_ref[0], page_table_ref, fetching, ring, static)
+        pl.when(warpgroup == CONVERTER)(convert)
 
 
 def _convert(walk, scales_ref, page_table_ref, fetching: Ring, ring: Ring, static: Static) -> None:
@@ -115,9 +116,7 @@ def _convert(walk, scales_ref, page_table_ref, fetching: Ring, ring: Ring, stati
     def per_item(item, head, fetched):
         row, _, begin, end = item
         page_ids = page_table_ref.at[row]
-        return gpu_convert.convert_blocks(
-            scales_ref, page_ids, head, begin, end, fetched, fetching, ring, static
-        )
+        return gpu_convert.convert_blocks(scales_ref, page_ids, head, begin, end, fetched, fetching, ring, static)
 
     walk(per_item)
     pipeline.drain(ring, static.slots, static)

@@ -106,8 +106,8 @@ class Static:
 class Ring(NamedTuple):
     """Slots [stages, block_tokens, h] of K and of V, and barriers of each slot: it is full, it is free.
 
-    `v_full` has one barrier more, for values that the fetcher still has to clean. Converted blocks have a factor for each
-    score and for each weight, [slots, block_tokens].
+    `v_full` has one barrier more, for values that the fetcher still has to clean. Converted blocks have a factor for
+    each score and for each weight, [slots, block_tokens].
     """
 
     k: Ref
@@ -191,7 +191,7 @@ def open_ring(ring: Ring, slots: int) -> None:
 
 
 def drain(ring: Ring, slots: int, static: Static) -> None:
-    """Who fills a ring sees every slot freed, for the interpreter's sake: on a GPU the barriers' addresses would spill."""
+    """Who fills a ring sees it all freed, for the interpreter's sake: on a GPU the barriers' addresses would spill."""
     if static.interpreted:
         for slot in range(slots):
             plgpu.barrier_wait(ring.k_free.at[slot])

@@ -1,8 +1,9 @@
 """The prefill kernel on Hopper: causal attention of prompt chunks laid end to end.
 
 A tile is 128 consecutive queries of one chunk and one head; two warpgroups attend to 64 of them each, over the same
-blocks, and a third fetches. A fourth converts pages of 8 bits; see `consumers` for where one attends alone. As many thread blocks as the chip runs at once each take every n-th (tile, head), heads of
-a tile next to each other because a group of them shares its KV through L2.
+blocks, and a third fetches. A fourth converts pages of 8 bits; `consumers` says where one attends alone. As many thread
+blocks as the chip runs at once each take every n-th (tile, head), heads of a tile next to each other because a group of
+them shares its KV through L2.
 
 Rows of a tile beyond the chunk's end hold the next chunk's queries. They are computed with the rest, at no cost, and
 not written: the last tile of a chunk is copied out in powers of two. Padding tokens are tiles that see nothing, which
@@ -143,7 +144,7 @@ def _kernel(q_ref, kv_ref, *refs, static: Static):
         pipeline.drain(fetching, static.stages, static)
 
     if static.quantised:
-        convert = functools.partial(_convert, walk, groups, *scales_ref, page_table_ref, fetching, ring, static)
+        convert = functools.partial(_convert, walk, groups, scales_ref[0], page_table_ref, fetching, ring, static)
         pl.when(warpgroup == fetcher + 1)(convert)
 
 

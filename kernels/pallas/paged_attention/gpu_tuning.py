@@ -7,8 +7,8 @@ outside the loop over blocks. Sizes change how a result is summed, never what is
 
 import dataclasses
 
-from kernels.pallas.paged_attention.gpu_pipeline import ROWS
 from kernels.pallas.paged_attention import gpu_prefill
+from kernels.pallas.paged_attention.gpu_pipeline import ROWS
 
 SHARED_BYTES = 227 * 1024  # of a thread block on Hopper
 RESERVED_BYTES = 4 * 1024  # barriers, and scratch of reductions
@@ -49,7 +49,8 @@ def decode_blocks(kv_pages, rows: int, table_pages: int) -> Blocks:
 def prefill_blocks(kv_pages) -> Blocks:
     """Sizes for `prefill_attention`."""
     h = kv_pages.shape[4]
-    return Blocks(**_stages(TILE_TOKENS * h * 2, kv_pages))
+    tile = ROWS * gpu_prefill.consumers(h, kv_pages.dtype.itemsize == 1)
+    return Blocks(**_stages(tile * h * 2, kv_pages))
 
 
 def _stages(other_bytes: int, kv_pages) -> dict[str, int]:

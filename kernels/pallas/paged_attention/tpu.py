@@ -11,7 +11,8 @@ row of h is padded to 128 lanes, so that h = 64 takes the memory of 128.
 Costs given to XLA are those of the worst case that the shapes allow, with every page of the table in use: lengths are
 not known when a program is compiled.
 
-Contract: `api`. Next: `tpu_work` (who meets what), `tpu_kernel`, `tpu_write` (new tokens), `tpu_tuning` (block sizes).
+Contract: `api`. Next: `tpu_work` (who meets what), `tpu_kernel`, `tpu_write` and `tpu_write8` (new tokens),
+`tpu_tuning` (block sizes).
 """
 
 import functools
@@ -23,8 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int32, Num
 
-from kernels.pallas import compat
-from kernels.pallas.paged_attention import tpu_buffers, tpu_kernel, tpu_tuning, tpu_work, tpu_write, xla
+from kernels.pallas.paged_attention import tpu_buffers, tpu_kernel, tpu_tuning, tpu_work, tpu_write, tpu_write8
 from kernels.pallas.paged_attention.tpu_buffers import LANES
 from kernels.pallas.paged_attention.tpu_tuning import Blocks
 from kernels.pallas.paged_attention.tpu_work import Work
@@ -198,12 +198,22 @@ def _call(name, static: tpu_kernel.Static, work: Work, first_page, q, kv_pages, 
     )(work.items_CFW.reshape(-1), work.page_table.reshape(-1), jnp.asarray(first_page, jnp.int32).reshape(1), q, pool)
 
 
-def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, *, interpret: Any = False):
-    """See `api.write_kv`. A token of 8-bit pages is no whole word, so there a scatter has to do."""
+def write_kv(
+    kv_pages,
+    kv_TK2h,
+    pages_T,
+    offsets_T,
+    first_page,
+    kv_scales=None,
+    scales_TK2=None,
+    *,
+    interpret: Any = False,
+):
+    """See `api.write_kv`, and `decode_attention` here for `interpret`."""
+    new = kv_TK2h, pages_T, offsets_T, first_page
     if kv_pages.dtype.itemsize == 1:
-        kv_pages = xla.write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page)
-        return kv_pages if interpret else compat.in_order(kv_pages, pool_order(kv_pages.dtype)[0])
-    return tpu_write.write(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, interpret=interpret)
+        return tpu_write8.write(kv_pages, *new, kv_scales, scales_TK2, interpret=interpret)
+    return tpu_write.write(kv_pages, *new, interpret=interpret), None
 
 
 def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:

@@ -4,7 +4,7 @@ XLA's scatter would do, but insists on an order in memory of its own wherever a 
 the whole pool into it and back in every layer (Llama-3.1-8B, pages of 16, on a v5p: 1.5 s a step by its estimate).
 
 Invariants: copies are waited for in the order in which they were started; no two tokens of a call share a place, which
-is what a plan promises. Next: `tpu_kernel`, which reads what is written here.
+is what a plan promises. Next: `tpu_write8` for 8-bit pages, `tpu_kernel`, which reads what is written here.
 """
 
 from typing import Any
@@ -33,8 +33,6 @@ def write(
       kv_pages, kv_TK2h, pages_T, offsets_T, first_page: see there.
       interpret: what `pallas_call` takes; `compat.tpu_interpreter()` to run on a CPU.
     """
-    pages_T = pages_T + first_page
-    pages_T = jnp.where((pages_T >= 0) & (pages_T < kv_pages.shape[0]), pages_T, -1)
     return pl.pallas_call(
         _kernel,
         out_shape=jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
@@ -51,7 +49,12 @@ def write(
         ),
         interpret=interpret,
         name="write_kv",
-    )(pages_T, offsets_T, kv_TK2h, kv_pages)
+    )(within(pages_T + first_page, kv_pages.shape[0]), offsets_T, kv_TK2h, kv_pages)
+
+
+def within(pages_T: Int32[Array, " T"], pages: int) -> Int32[Array, " T"]:
+    """Pages of the pool, with -1 for those that it does not have."""
+    return jnp.where((pages_T >= 0) & (pages_T < pages), pages_T, -1)
 
 
 def _kernel(

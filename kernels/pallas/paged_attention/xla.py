@@ -82,9 +82,11 @@ def pool_order(dtype) -> None:
     """Any order will do; see `api.pool_order`."""
 
 
-def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page):
-    """See `api.write_kv`."""
-    return kv_pages.at[pages_T + first_page, offsets_T].set(kv_TK2h, mode="drop")
+def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales=None, scales_TK2=None):
+    """See `api.write_kv`; tokens may go anywhere, in any order."""
+    places = pages_T + first_page, offsets_T
+    kv_pages = kv_pages.at[places].set(kv_TK2h, mode="drop")
+    return kv_pages, None if kv_scales is None else kv_scales.at[places].set(scales_TK2, mode="drop")
 
 
 def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window=None) -> tuple[()]:
