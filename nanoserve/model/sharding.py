@@ -5,13 +5,14 @@ layer then needs two all-reduces. Anything else is on every chip. Shardings are 
 one per call slows every step without anything showing as a recompile.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kernels.pallas import compat
 from nanoserve.model import params as model_params
 from nanoserve.model.params import Params, Place
 from nanoserve.specs.errors import ConfigError
@@ -40,6 +41,14 @@ def shardings(mesh: Mesh, spec: ModelSpec) -> Params:
     check_divides(mesh, spec)
     placed = {field: NamedSharding(mesh, partition_spec(axes)) for field, axes in model_params.AXES.items()}
     return model_params.build(spec, placed.__getitem__, mesh.shape[TENSOR])
+
+
+def over_columns(fn: Callable[[jax.Array], jax.Array], mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
+    """`fn` on every chip's own columns of a matrix [T, C]; on all of them where there is no mesh."""
+    if mesh is None:
+        return fn
+    columns = PartitionSpec(None, TENSOR)
+    return compat.shard_map(fn, mesh=mesh, in_specs=columns, out_specs=columns)
 
 
 def placer(mesh: Mesh) -> Place:

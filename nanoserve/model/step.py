@@ -115,7 +115,7 @@ def prefill_step(
     Returns:
       The new state, `tokens_R` and `logprobs_R`.
     """
-    return _advance(spec, params, state, _prefill_batch(attention, state, prefill), key)
+    return _advance(spec, attention, params, state, _prefill_batch(attention, state, prefill), key)
 
 
 def decode_step(
@@ -131,7 +131,7 @@ def decode_step(
     Returns:
       The new state, `tokens_B` and `logprobs_B`.
     """
-    return _advance(spec, params, state, _decode_batch(attention, state, decode), key)
+    return _advance(spec, attention, params, state, _decode_batch(attention, state, decode), key)
 
 
 def mixed_step(
@@ -149,7 +149,7 @@ def mixed_step(
       The new state, `tokens` [B + R] and `logprobs` [B + R], decode rows first.
     """
     batch = _joined(_decode_batch(attention, state, decode), _prefill_batch(attention, state, prefill))
-    return _advance(spec, params, state, batch, key)
+    return _advance(spec, attention, params, state, batch, key)
 
 
 def decode_loop(
@@ -247,8 +247,11 @@ class _Batch:
     sampling: SamplingParams
 
 
-def _advance(spec: ModelSpec, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]) -> Stepped:
-    x_TD, pool = decoder.forward(spec, params, state.pool, batch.tokens_T, batch.positions_T, batch.attend)
+def _advance(
+    spec: ModelSpec, attention: PagedAttention, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]
+) -> Stepped:
+    tokens = batch.tokens_T, batch.positions_T
+    x_TD, pool = decoder.forward(spec, params, state.pool, *tokens, batch.attend, attention.mesh)
     logits_RV = decoder.logits(spec, params, x_TD[batch.last_R])
     next_positions_R = batch.positions_T[batch.last_R] + 1
     tokens_R, logprobs_R = sample(logits_RV, batch.sampling, next_positions_R, key)
