@@ -53,7 +53,7 @@ PARTS = (CEILINGS, *KINDS, PEERS)
 EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 # Where XLA runs a CPU's programs concurrently, the interpreter of GPU kernels waits for ever: see tests/conftest.py.
 NO_CONCURRENCY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-CPU_NOTE = "a CPU: its times are not meaningful, and say little beside one another"
+CPU_NOTE = "its times are not meaningful, and say little beside one another"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -234,7 +234,7 @@ def _finish(results: Results, plot: str | None) -> int:
         print(f"-> {results.path}")
     if plot and results.shapes:
         run = results.runs[-1]
-        note = run["device"] if run["absolute_times_count"] else f"{run['device']}, {CPU_NOTE}"
+        note = run["device"] if run["absolute_times_count"] else f"{run['device']}: {CPU_NOTE}"
         attention_plot.save(Path(plot), results.shapes, note)
         print(f"-> {plot}")
     return EXIT_FAILED if any(record["status"] == FAILED for record in results.shapes.values()) else 0

@@ -10,7 +10,7 @@ Next: `attention_peers`, which attend over the same numbers in their own layouts
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ KV_DTYPES = {"bf16": jnp.bfloat16, "int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 QUANTISED_SPREAD = 32.0  # of the numbers in 8-bit pages; far from the ends of both types
 # Of |result - truth| / |truth|, with bf16 queries, KV, weights and results: 2^-9 each, and their sums.
 TOLERANCE = 1e-2
-INTERPRETED_THREAD_BLOCKS = 2  # 50 ms each
+INTERPRETED_THREAD_BLOCKS = 1  # 50 ms each, one after the other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,21 @@ class Inputs:
     def scale(self) -> float:
         """The factor on scores."""
         return self.shape.head_size**-0.5
+
+    @functools.cached_property
+    def contiguous(self) -> list[tuple[jax.Array, jax.Array]]:
+        """Keys and values of each layer as [B, S, K, h], in the order in which calls walk them.
+
+        Rows shorter than the longest are followed by numbers of any page.
+        """
+
+        @jax.jit
+        def layer(kv_pages, page_table, index):
+            rows = kv_pages[page_table + index * self.layer_pages]
+            rows = rows.reshape(rows.shape[0], -1, *rows.shape[3:])[:, : max(self.shape.kv_lens)]
+            return rows[:, :, :, 0], rows[:, :, :, 1]
+
+        return [layer(self.kv_pages, self.page_table, self.set_of(call)) for call in range(self.sets)]
 
     def set_of(self, call: Any) -> Any:
         """Which layer a call attends over. The first is the last layer: the one that is checked has a `first_page`."""
@@ -168,7 +183,7 @@ def _paged_call(inputs: Inputs, implementation: str, kv_pages, kv_scales, page_t
 
 
 def _entry_point(inputs: Inputs, implementation: str, layer: jax.ShapeDtypeStruct) -> Callable[..., jax.Array]:
-    """The entry point for a shape; the GPU interpreter, which runs thread blocks in turn, is given a few of them."""
+    """The entry point for a shape; the GPU interpreter, which runs thread blocks in turn, is given one."""
     name = f"{inputs.shape.kind}_attention"
     if implementation != "pallas_gpu_interpret":
         return functools.partial(getattr(api, name), implementation=implementation)
@@ -202,18 +217,3 @@ def error_of(result: np.ndarray, expected: np.ndarray) -> float:
     """|result - truth| / |truth|, infinite where a number is missing."""
     error = np.linalg.norm(result.astype(np.float64) - expected) / np.linalg.norm(expected)
     return float(error) if np.isfinite(error) else float("inf")
-
-
-def contiguous(inputs: Inputs) -> Iterable[tuple[jax.Array, jax.Array]]:
-    """Keys and values of each layer as [B, S, K, h], in the order in which calls walk them.
-
-    Rows shorter than the longest are followed by numbers of any page.
-    """
-
-    @jax.jit
-    def layer(kv_pages, page_table, index):
-        rows = kv_pages[page_table + index * inputs.layer_pages]
-        rows = rows.reshape(rows.shape[0], -1, *rows.shape[3:])[:, : max(inputs.shape.kv_lens)]
-        return rows[:, :, :, 0], rows[:, :, :, 1]
-
-    return [layer(inputs.kv_pages, inputs.page_table, inputs.set_of(call)) for call in range(inputs.sets)]

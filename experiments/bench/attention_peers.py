@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import attention_torch
-from experiments.bench.attention_calls import Inputs, contiguous, looped, paged
+from experiments.bench.attention_calls import Inputs, looped, paged
 from experiments.bench.attention_shapes import BenchShape
 from experiments.bench.attention_timing import Contender, Timeable
 from kernels.pallas import compat
@@ -84,7 +84,7 @@ def _cudnn(inputs: Inputs, calls: int) -> Contender:
         return results[1], results[-1]
 
     q = inputs.q.reshape(rows, -1, *inputs.q.shape[1:])
-    layers = list(contiguous(inputs))
+    layers = inputs.contiguous
     groups = -(-calls // UNROLLED)
     walk = [[layers[(group * UNROLLED + i) % len(layers)] for i in range(UNROLLED)] for group in range(groups)]
     latest: list = [None]
@@ -209,7 +209,7 @@ def not_contiguous(shape: BenchShape) -> str | None:
 
 def _in_torch(make_attend: attention_torch.MakeAttend) -> Callable[[Inputs, int], Contender]:
     def make(inputs: Inputs, calls: int) -> Contender:
-        return attention_torch.contender(make_attend, inputs, list(contiguous(inputs)), calls)
+        return attention_torch.contender(make_attend, inputs, calls)
 
     return make
 

@@ -32,7 +32,7 @@ CEILINGS = {
     "decode": "bytes/s, as a fraction of the measured copy",
     "prefill": "FLOP/s, as a fraction of the measured product",
 }
-_USUAL_IN, _ROW_IN, _EDGE_IN = 3.5, 0.17, 0.9  # height of a figure of the report; of a row; around a panel's rows
+_USUAL_IN, _ROW_IN, _EDGE_IN = 3.5, 0.17, 1.1  # height of a figure of the report; of a row; around a panel's rows
 _TITLE, _LABELS = 10, 7  # type sizes
 _LARGEST, _SMALLER = 34, 16  # dots
 
@@ -79,7 +79,7 @@ def _panel(axes: "Axes", kind: str, rows: list[tuple[str, Mapping[str, Any]]]) -
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.grid(axis="both")
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(CEILINGS[kind])
     axes.set_title(kind, loc="left", fontsize=_TITLE)
 

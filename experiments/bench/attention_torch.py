@@ -6,7 +6,7 @@ of keys and values [B, S, K, h].
 
 # pyright: reportMissingImports=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +32,11 @@ def why_not(platform: str) -> str | None:
     return "this PyTorch has no CUDA" if platform == "gpu" and not torch.cuda.is_available() else None
 
 
-def contender(make_attend: MakeAttend, inputs: "Inputs", layers: Sequence[tuple[Any, Any]], calls: int) -> Contender:
-    """A chain of `calls` calls that walk the layers' keys and values [B, S, K, h]."""
+def contender(make_attend: MakeAttend, inputs: "Inputs", calls: int) -> Contender:
+    """A chain of `calls` calls that walk the layers' keys and values."""
     import torch
 
-    handed = [tuple(torch.from_dlpack(array).transpose(1, 2) for array in layer) for layer in layers]
+    handed = [tuple(torch.from_dlpack(array).transpose(1, 2) for array in layer) for layer in inputs.contiguous]
     q = torch.from_dlpack(inputs.q)
     q = q.reshape(len(inputs.shape.q_lens), -1, *q.shape[1:]).transpose(1, 2)
     attend = make_attend(inputs.shape, q.device.type)
@@ -83,6 +83,7 @@ def flex(shape: BenchShape, device: str) -> Attend:
     if shape.kind == "prefill" or not shape.even:
         sizes = (len(shape.kv_lens), None, shape.q_lens[0], max(shape.kv_lens))
         options["block_mask"] = create_block_mask(seen, *sizes, device=device)
+    torch.compiler.reset()  # or, after eight shapes, it would run uncompiled and say so in a log only
     compiled = torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
     return lambda q, keys, values: compiled(q, keys, values, **options)
 
