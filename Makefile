@@ -38,7 +38,7 @@ AOT_PACKAGES_gpu := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nv
 AOT_PACKAGES_tpu := libtpu
 
 aot-gpu aot-tpu: aot-%: .venv-aot-%/.stamp
-	JAX_PLATFORMS=cpu .venv-aot-$*/bin/python -m pytest -q tests/kernels/test_$*_compile.py $(ARGS)
+	JAX_PLATFORMS=cpu .venv-aot-$*/bin/python -m pytest -q tests/kernels/test_$*_compile*.py tests/executors/test_$*_compile*.py $(ARGS)
 
 .PRECIOUS: .venv-aot-%/.stamp
 .venv-aot-%/.stamp: .venv/.stamp

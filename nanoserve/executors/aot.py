@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kernels.pallas import aot_gpu, compat
 from kernels.pallas.aot_gpu import ResourceReport
+from kernels.pallas.paged_attention.api import check_known
 from nanoserve.engine.sequence import pages_for
 from nanoserve.executors.aot_targets import devices
 from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
@@ -94,6 +95,7 @@ class Compiler:
 
     def __init__(self, spec: ModelSpec, cluster: ClusterSpec, precision: Precision, work: Workload, attention: str):
         """Raises ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed."""
+        check_known(attention)
         self.work = work
         dtype, kv_dtype = (_dtype(precision, *field) for field in (("weights", JAX_DTYPES), ("kv", KV_DTYPES)))
         self.mesh = sharding.make_mesh(devices(cluster))

@@ -27,7 +27,7 @@ from nanoserve.executors.aot_expected import (
 from nanoserve.roofline import compiled as hlo
 from nanoserve.roofline.compiled_traffic import hbm_bytes
 from nanoserve.roofline.memory import activation_peak_bytes, weight_bytes_per_chip
-from nanoserve.roofline.ops import kv_bytes_per_chip
+from nanoserve.roofline.ops import kv_bytes_per_chip, kv_scale_bytes_per_chip
 from nanoserve.specs.chips import ChipSpec
 
 # Source: jax-ml/scaling-book, "How to Think About TPUs": 4 x 128x128 cells (v5e), two cores of that (v5p), and
@@ -193,6 +193,7 @@ def memory(compiled: Compiled, setting: Setting) -> Memory:
     model, precision, ways, work = setting.model, setting.precision, setting.cluster.tensor, setting.work
     found = compiled.memory
     tokens, rows = (work.chunk_tokens, 1) if compiled.name == "prefill_step" else (work.batch, work.batch)
+    token_bytes = kv_bytes_per_chip(model, precision, ways) + kv_scale_bytes_per_chip(model, precision, ways)
     return Memory(
         weights=compiled.weight_bytes,
         kv=compiled.kv_bytes,
@@ -202,7 +203,7 @@ def memory(compiled: Compiled, setting: Setting) -> Memory:
         alias=found["alias"],
         code=found["generated_code"],
         model_weights=weight_bytes_per_chip(model, precision, ways),
-        model_kv=work.pages * work.page_tokens * kv_bytes_per_chip(model, precision, ways),
+        model_kv=work.pages * work.page_tokens * token_bytes,
         model_activations=activation_peak_bytes(model, precision, ways, tokens, rows),
     )
 

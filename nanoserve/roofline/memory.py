@@ -10,7 +10,14 @@ import dataclasses
 import math
 
 from nanoserve.roofline.calibration import constants_for
-from nanoserve.roofline.ops import dtype_bytes, kv_bytes_per_chip, layer_matrices, rest_dtype, tensor_ways
+from nanoserve.roofline.ops import (
+    dtype_bytes,
+    kv_bytes_per_chip,
+    kv_scale_bytes_per_chip,
+    layer_matrices,
+    rest_dtype,
+    tensor_ways,
+)
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import CapacityError
 from nanoserve.specs.models import ModelSpec
@@ -31,7 +38,7 @@ class MemoryPlan:
       hbm_bytes: of the chip. planned_bytes: the share of it that may be used.
       weight_bytes, activation_bytes, runtime_bytes: what is taken before KV.
       kv_bytes: what is left; negative when the rest does not fit.
-      page_bytes: one page, all layers. kv_bytes_per_token: one token.
+      page_bytes: one page, all layers. kv_bytes_per_token: one token, factors of quantised KV included.
     """
 
     hbm_bytes: int
@@ -74,7 +81,7 @@ def memory_plan(
     """
     ways, chip = tensor_ways(cluster), cluster.chip
     reserve = constants_for(chip, precision, "calibrated")
-    token_bytes = kv_bytes_per_chip(model, precision, ways)
+    token_bytes = kv_bytes_per_chip(model, precision, ways) + kv_scale_bytes_per_chip(model, precision, ways)
     return MemoryPlan(
         hbm_bytes=chip.hbm_bytes,
         planned_bytes=int(hbm_utilization * chip.hbm_bytes),

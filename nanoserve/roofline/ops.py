@@ -215,13 +215,18 @@ def rest_dtype(precision: Precision) -> str:
 
 
 def kv_bytes_per_chip(model: ModelSpec, precision: Precision, ways: int) -> int:
-    """Returns KV bytes per token that one chip holds, all layers; heads fewer than `ways` are replicated.
+    """Returns KV bytes per token that one chip holds, all layers; heads fewer than `ways` are replicated."""
+    return kv_bytes_per_token(model, precision.kv) * math.ceil(model.kv_heads / ways) // model.kv_heads
 
-    KV of less than 16 bits has a float32 factor for each key and each value.
+
+def kv_scale_bytes_per_chip(model: ModelSpec, precision: Precision, ways: int) -> int:
+    """Returns bytes per token of the float32 factors of keys and values, which KV of less than 16 bits has.
+
+    They take memory, and are not priced: published figures of quantised KV leave them out (3% of heads of 128).
     """
-    heads = math.ceil(model.kv_heads / ways)
-    scales = 2 * model.layers * heads * dtype_bytes("f32") if dtype_bytes(precision.kv) < dtype_bytes("bf16") else 0
-    return kv_bytes_per_token(model, precision.kv) * heads // model.kv_heads + math.ceil(scales)
+    if dtype_bytes(precision.kv) >= dtype_bytes("bf16"):
+        return 0
+    return 2 * model.layers * math.ceil(model.kv_heads / ways) * int(dtype_bytes("f32"))
 
 
 class _Parts:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.compile import main, page
-from nanoserve.executors.aot_targets import CUBES, FLAT, TOPOLOGIES, topology_name
 from nanoserve.executors.aot_report import ProgramReport, clock_hz, part_of
+from nanoserve.executors.aot_targets import CUBES, FLAT, TOPOLOGIES, topology_name
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.errors import ConfigError
 
@@ -30,9 +30,13 @@ REFUSED = ProgramReport(name="decode_step", lower_s=1.0, compile_s=2.0, refused=
         (["--config=llama70b_v5"], "Did you mean 'llama70b_v5p'?"),
         (["--set=Experiment.model=llama"], "model 'llama' is not in the registry"),
         (["--attention=xl"], "paged attention has no implementation 'xl'"),
-        (["--config=llama70b_h100"], "compiled ahead of time for tpu_v5e, tpu_v5p, tpu_v6e only"),
+        (["--programs=decode"], "there is no step 'decode'. Did you mean 'decode_step'?"),
+        (["--config=smollm2_cpu"], "nothing is compiled ahead of time for it"),
+        (["--set=Cluster.chip=tpu_v4"], "compiled ahead of time for tpu_v5e, tpu_v5p, tpu_v6e only"),
         (["--set=Cluster.mesh={'tensor': 7}"], "7 x tpu_v5p is no slice that can be compiled for"),
-        (["--set=Precision.kv=fp8"], "Precision.kv = 'fp8' is priced but not executed"),
+        (["--config=llama70b_h100", "--set=Cluster.mesh={'tensor': 16}"], "a host of at most 8 can be compiled for"),
+        (["--set=Precision.weights=fp8"], "Precision.weights = 'fp8' is priced but not executed"),
+        (["--oom_surface=x.png", "--contexts=1k"], "--contexts: '1k' is not a number of positions"),
     ],
 )
 def test_a_mistake_is_one_message(arguments, says, capsys):
@@ -93,7 +97,7 @@ def test_a_tiny_model_compiles_and_agrees_with_the_models(tmp_path: Path):
     process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
     programs = {program["name"]: program for program in json.loads(out.read_text())["programs"]}
-    assert set(programs) == {"decode_step", "prefill_step"}
+    assert set(programs) == {"decode_step", "prefill_step", "decode_loop"}
     for program in programs.values():
         assert program["memory"]["weights"] == pytest.approx(program["memory"]["model_weights"], rel=0.001)
         assert program["memory"]["kv"] == program["memory"]["model_kv"]

@@ -60,3 +60,13 @@ def test_a_short_head_costs_a_copy_of_the_pool_unless_its_layout_is_row_major(ou
     assert outcomes[f"v5e-decode-{tpu_compile.LAYOUT_UNSET}"]["pool_copies"] == 1
     told, unset = outcomes["v5e-decode-page_32_head_64_group_1"], outcomes[f"v5e-decode-{tpu_compile.LAYOUT_UNSET}"]
     assert told["argument_bytes"] == pytest.approx(2 * unset["argument_bytes"], rel=0.01)
+
+
+@pytest.mark.parametrize("chip", tpu_compile.CHIPS)
+def test_a_write_is_in_place_and_its_declared_cost_is_that_of_a_window_there_and_back_for_each_token(outcomes, chip):
+    pages, page_tokens, heads, h, tokens = 1024, 128, 8, 128, 32
+    outcome = outcomes[f"{chip}-write-int8_page_128"]
+    assert outcome["donated_bytes"] == pages * heads * 2 * page_tokens * (h + 4)
+    moved = 2 * heads * 2 * (32 * h + 4 * page_tokens)
+    prepared = 4 * heads * 2 * h  # the token itself as words, which XLA makes and the kernel reads
+    assert tokens * (moved + prepared) < outcome["bytes"] < tokens * (moved + 4 * prepared)

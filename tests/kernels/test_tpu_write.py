@@ -139,20 +139,24 @@ def test_of_tokens_of_one_window_that_do_not_come_together_one_is_lost():
 # The contract.
 
 
-def test_the_contract_reaches_the_kernel_and_the_scatter():
-    rng = np.random.default_rng(5)
+def small_call(rng):
+    """Pages of int8, new tokens, and places for them; and scales of 1 for the pages."""
     pool, new = (PAGES, 16, HEADS, 2), (2, HEADS, 2)
     kv_pages, kv = (jnp.asarray(random_bits(rng, (*shape, HEAD_SIZE), "int8")) for shape in (pool, new))
-    places = np.array([4, 1], np.int32), np.array([3, 15], np.int32)
-    scales = {"kv_scales": jnp.ones(pool), "scales_TK2": jnp.zeros(new)}
-    for implementation in ("xla", "pallas_tpu_interpret", "pallas_gpu_interpret"):
-        pages, factors = api.write_kv(kv_pages, kv, *places, **scales, first_page=2, implementation=implementation)
-        np.testing.assert_array_equal(pages[places[0] + 2, places[1]], kv)
-        assert np.argwhere(np.asarray(factors) == 0)[:, :2].tolist() == [[3, 15]] * 4 + [[6, 3]] * 4
+    return kv_pages, kv, jnp.array([4, 1]), jnp.array([3, 15]), jnp.ones(pool)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas_tpu_interpret", "pallas_gpu_interpret"])
+def test_every_implementation_puts_a_token_and_its_scales_at_its_page_and_offset(implementation):
+    kv_pages, kv, pages_T, offsets_T, kv_scales = small_call(np.random.default_rng(5))
+    scales = {"kv_scales": kv_scales, "scales_TK2": jnp.zeros((2, HEADS, 2))}
+    options = {"first_page": 2, "implementation": implementation}
+    got, factors = api.write_kv(kv_pages, kv, pages_T, offsets_T, **scales, **options)
+    np.testing.assert_array_equal(got[pages_T + 2, offsets_T], kv)
+    assert np.argwhere((np.asarray(factors) == 0).all(axis=(2, 3))).tolist() == [[3, 15], [6, 3]]
 
 
 def test_scales_of_the_pool_without_scales_of_the_tokens_are_refused():
-    pages, kv = np.zeros((3, 16, HEADS, 2, HEAD_SIZE), np.int8), np.zeros((1, HEADS, 2, HEAD_SIZE), np.int8)
-    place = np.zeros(1, np.int32)
+    *call, kv_scales = small_call(np.random.default_rng(6))
     with pytest.raises(ValueError, match="a pool with scales takes tokens with scales"):
-        api.write_kv(pages, kv, place, place, kv_scales=np.ones(pages.shape[:4], np.float32))
+        api.write_kv(*call, kv_scales=kv_scales)

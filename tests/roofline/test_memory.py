@@ -15,6 +15,8 @@ from nanoserve.roofline.memory import (
     num_pages,
     weight_bytes_per_chip,
 )
+from nanoserve.specs.chip_registry import chip
+from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import CapacityError
 from nanoserve.specs.model_registry import model
 from nanoserve.specs.sizes import weight_bytes
@@ -74,3 +76,10 @@ def test_the_most_that_fits_fits_and_one_more_does_not(pages, page_tokens, batch
     assert most * needed <= pages < (most + 1) * needed
     longest = max_context(plan, batch)
     assert batch * -(-longest // page_tokens) <= pages < batch * -(-(longest + 1) // page_tokens)
+
+
+def test_quantised_kv_takes_memory_for_its_factors():
+    """A head of 128 in 8 bits, and 4 bytes for its factor: 33/32 of half of bf16."""
+    llama, cluster = model("llama-3.1-8b"), ClusterSpec(chip=chip("h100_sxm"), mesh={"tensor": 1})
+    exact, small = (memory_plan(llama, cluster, Precision(kv=kv)).kv_bytes_per_token for kv in ("bf16", "int8"))
+    assert small / exact == 33 / 64

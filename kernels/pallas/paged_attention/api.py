@@ -49,6 +49,13 @@ class Choice(NamedTuple):
     why: str
 
 
+def check_known(implementation: str) -> None:
+    """Raises ConfigError for a name that is neither `auto` nor in `IMPLEMENTATIONS`."""
+    if implementation != AUTO and implementation not in IMPLEMENTATIONS:
+        hint = nearest(implementation, [AUTO, *IMPLEMENTATIONS])
+        raise ConfigError(f"paged attention has no implementation '{implementation}'.{hint}")
+
+
 def choose(
     implementation: str,
     target: str,
@@ -73,9 +80,7 @@ def choose(
             return Choice("xla", f"there is no kernel for {target or 'this device'}")
         reason = IMPLEMENTATIONS[native].why_not(q, kv_pages, page_table, kv_scales)
         return Choice("xla", reason) if reason else Choice(native, f"it is the kernel for {target}")
-    if implementation not in IMPLEMENTATIONS:
-        hint = nearest(implementation, [AUTO, *IMPLEMENTATIONS])
-        raise ConfigError(f"paged attention has no implementation '{implementation}'.{hint}")
+    check_known(implementation)
     if reason := IMPLEMENTATIONS[implementation].why_not(q, kv_pages, page_table, kv_scales):
         raise ConfigError(f"paged attention '{implementation}' cannot be used: {reason}. Use xla or auto")
     return Choice(implementation, "it was asked for")
@@ -245,12 +250,8 @@ def write_kv(
 
 
 def _module(implementation: str) -> ModuleType:
-    if implementation == AUTO:
-        return xla
-    if implementation not in IMPLEMENTATIONS:
-        hint = nearest(implementation, [AUTO, *IMPLEMENTATIONS])
-        raise ConfigError(f"paged attention has no implementation '{implementation}'.{hint}")
-    return IMPLEMENTATIONS[implementation]
+    check_known(implementation)
+    return xla if implementation == AUTO else IMPLEMENTATIONS[implementation]
 
 
 def _options(scale, window, soft_cap, kv_scales, first_page, work) -> dict[str, Any]:

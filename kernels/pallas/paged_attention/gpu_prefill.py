@@ -28,7 +28,7 @@ from kernels.pallas.paged_attention.gpu_work import WorkList
 # Of a thread of a consumer, the fetcher and the converter. Together they have what they start with: all threads the
 # same, and 64 Ki in all.
 REGISTERS, HEAD_256_REGISTERS = (232, 40), (240, 24)
-CONVERTING_REGISTERS, HEAD_256_CONVERTING_REGISTERS = (184, 40, 104), (240, 40, 200)
+CONVERTING_REGISTERS, HEAD_256_CONVERTING_REGISTERS = (184, 40, 104), (256, 40, 208)
 STARTING_REGISTERS = 128  # with four warpgroups; 168 with three
 # A count of results is written as it is in binary, the most rows first: a copy of n rows starts at a multiple of 2n
 # rows, which is a multiple of 128 bytes, as the TMA wants, also where a row of a slab has 64.

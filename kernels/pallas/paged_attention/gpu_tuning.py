@@ -1,21 +1,21 @@
-"""Block sizes of the GPU kernels, from what fits in the shared memory of an H100.
+"""Block sizes of the GPU kernels: a table of what to use, and the arithmetic that fits it to a call.
 
-Nothing here has been timed: stages are as many as fit, and splits enough that every thread block has something to do.
-Blocks of 128 positions are what to time first for prefill: with h = 128 they cost up to 9 registers a tile, spilled
-outside the loop over blocks. Sizes change how a result is summed, never what is summed.
+`tuning/gpu.json` has one entry for each kernel, head size and size of a page's elements, written by
+`experiments/tune.py`. An entry says where its numbers come from: `static` is what the compiler takes and a cost model
+prefers (`gpu_search`), `measured` a clock. Sizes change how a result is summed, never what is summed.
 """
 
 import dataclasses
+import functools
+import json
+from importlib import resources
+from typing import Any
 
-from kernels.pallas.paged_attention import gpu_prefill
-from kernels.pallas.paged_attention.gpu_pipeline import ROWS
+from nanoserve.specs.errors import ConfigError
 
-SHARED_BYTES = 227 * 1024  # of a thread block on Hopper
-RESERVED_BYTES = 4 * 1024  # barriers, and scratch of reductions
 THREAD_BLOCKS = 132  # one for each SM of an H100 SXM; where there are fewer SMs, they run one after the other
 ITEMS_PER_BLOCK = 4  # of decode: few enough to be long, enough to be spread evenly
-MOST_STAGES = 5
-BLOCK_TOKENS = 64
+TABLE = resources.files(__package__).joinpath("tuning", "gpu.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,34 +30,38 @@ class Blocks:
       thread_blocks: thread blocks launched.
     """
 
-    block_tokens: int = BLOCK_TOKENS
+    block_tokens: int = 64
     stages: int = 2
     converted: int = 2
     splits: int = 1
     thread_blocks: int = THREAD_BLOCKS
 
 
+@functools.cache
+def entries() -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Entries of the table that ships with the kernels, by kernel, head size and bytes of an element."""
+    table = json.loads(TABLE.read_text())
+    return {(entry["kind"], entry["head_size"], entry["kv_bytes"]): entry for entry in table["entries"]}
+
+
 def decode_blocks(kv_pages, rows: int, table_pages: int) -> Blocks:
     """Sizes for `decode_attention` of `rows` sequences; `table_pages` is the length of a row of the page table."""
-    _, page_tokens, K, _, h = kv_pages.shape
+    _, page_tokens, K, _, _ = kv_pages.shape
+    blocks = _blocks("decode", kv_pages)
     wanted = -(-ITEMS_PER_BLOCK * THREAD_BLOCKS // (rows * K))
-    results_bytes = ROWS * h * 4
-    splits = max(1, min(wanted, table_pages * page_tokens // BLOCK_TOKENS))
-    return Blocks(splits=splits, **_stages(results_bytes, kv_pages))
+    splits = max(1, min(wanted, table_pages * page_tokens // blocks.block_tokens))
+    return dataclasses.replace(blocks, splits=splits)
 
 
 def prefill_blocks(kv_pages) -> Blocks:
     """Sizes for `prefill_attention`."""
-    h = kv_pages.shape[4]
-    tile = ROWS * gpu_prefill.consumers(h, kv_pages.dtype.itemsize == 1)
-    return Blocks(**_stages(tile * h * 2, kv_pages))
+    return _blocks("prefill", kv_pages)
 
 
-def _stages(other_bytes: int, kv_pages) -> dict[str, int]:
-    """As many blocks of K and V as fit beside `other_bytes`, after two of operands if pages have 8 bits, or one."""
-    element_bytes, block = kv_pages.dtype.itemsize, 2 * BLOCK_TOKENS * kv_pages.shape[4]
-    free_bytes = SHARED_BYTES - RESERVED_BYTES - other_bytes
-    if element_bytes == 2:
-        return {"stages": min(MOST_STAGES, free_bytes // (2 * block))}
-    converted = 2 if free_bytes >= 2 * 2 * block + 2 * block else 1
-    return {"converted": converted, "stages": min(MOST_STAGES, (free_bytes - converted * 2 * block) // block)}
+def _blocks(kind: str, kv_pages) -> Blocks:
+    """The entry for pages like `kv_pages`."""
+    key = kind, kv_pages.shape[4], kv_pages.dtype.itemsize
+    if key not in entries():
+        raise ConfigError(f"the GPU kernel for {kind} has no block sizes for {kv_pages.shape} of {kv_pages.dtype}")
+    entry = entries()[key]
+    return Blocks(block_tokens=entry["block_tokens"], stages=entry["stages"], converted=entry["converted"])

@@ -184,24 +184,24 @@ class Runs:
     def find(self):
         """How many runs there are."""
 
-        def visit(token, count):
-            before = jnp.maximum(token - 1, 0)
-            real, page, offset = self.pages[token] >= 0, self.pages[token], self.offsets[token]
-            same = (page == self.pages[before]) & (offset // self.window == self.offsets[before] // self.window)
-            begins = real & ~(same & (token > 0))
+        def visit(token, found):
+            count, page_before, window_before = found
+            page, window = self.pages[token], lax.div(self.offsets[token], self.window)
+            begins = (page >= 0) & ((page != page_before) | (window != window_before))
             count += begins.astype(jnp.int32)
 
             @pl.when(begins)
             def _():
                 self.first[count - 1] = token
 
-            @pl.when(real)
+            @pl.when(page >= 0)
             def _():
                 self.end[count - 1] = token + 1
 
-            return count
+            return count, page, window
 
-        return lax.fori_loop(0, self.pages.shape[0], visit, 0)
+        none = jnp.int32(-1)
+        return lax.fori_loop(0, self.pages.shape[0], visit, (jnp.int32(0), none, none))[0]
 
     def __getitem__(self, index) -> Run:
         token = self.first[index]
