@@ -115,13 +115,11 @@ def _kernel(
     *,
     window: int,
 ):
-    """All windows, then all pages of scales."""
-    parts = [_Elements(new[0], out[0], *buffers[:2])]
+    """All windows of keys and values, then all pages of scales."""
+    _rewrite(_Elements(new[0], out[0], *buffers[:2]), Runs(pages, offsets, *found, window), fetched, written)
     if len(out) > 1:
-        parts.append(_Scales(new[1], out[1], buffers[2]))
-    for part, tokens in zip(parts, (window, out[0].shape[3]), strict=False):
-        runs = Runs(pages, offsets, *found, tokens)
-        _rewrite(part, runs, fetched, written)
+        part = _Scales(new[1], out[1], buffers[2])
+        _rewrite(part, Runs(pages, offsets, *found, out[1].shape[3]), fetched, written)
 
 
 def _rewrite(part, runs: "Runs", fetched, written) -> None:
