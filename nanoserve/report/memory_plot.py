@@ -25,9 +25,7 @@ def save_boundary(
     Raises:
       OSError: the file cannot be written. ValueError: no such kind of file.
     """
-    off = [found / predicted - 1 for found, predicted in zip(compiler, model, strict=True) if predicted]
-    worst = max(off, key=abs, default=0.0)
-    title = f"{what}: what {who} accepts, {worst:+.1%} of the memory model at most"
+    title = f"{what}: {who} accepts {compiler[0]:,} sequences of {contexts[0]:,},\nthe memory model {model[0]:,}"
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -35,7 +33,7 @@ def save_boundary(
         axes.fill_between(contexts, [1] * len(contexts), compiler, color=DAY["sky"], alpha=0.35, linewidth=0)
         axes.plot(contexts, compiler, "o", color=DAY["blue"], label=f"largest that {who} accepts")
         axes.plot(contexts, model, color=DAY["orange"], label="memory model")
-        axes.set_xticks(list(contexts), [units.tick(context) for context in contexts], minor=False)
+        axes.set_xticks(list(contexts), [f"{context:,}" for context in contexts], minor=False)
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: units.tick(value))
         axes.legend(loc="upper right")

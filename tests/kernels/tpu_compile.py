@@ -32,7 +32,7 @@ WRITES: dict[str, dict[str, Any]] = {
     "bf16": {},
     "int8_page_128": {"kv_dtype": "int8", "page_tokens": 128, "kv_heads": 8},
     "int8_page_16_one_head": {"kv_dtype": "int8", "page_tokens": 16, "kv_heads": 1},
-    "float8_page_48_head_96_prefill": {"kv_dtype": "float8_e4m3fn", "page_tokens": 48, "head_size": 96, "tokens": 512},
+    "float8_page_48_head_96_prefill": {"kv_dtype": "float8_e4m3fn", "page_tokens": 48, "head_size": 96, "tokens": 300},
 }
 
 

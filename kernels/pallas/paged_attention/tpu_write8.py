@@ -116,10 +116,10 @@ def _kernel(
     window: int,
 ):
     """All windows of keys and values, then all pages of scales."""
-    _rewrite(_Elements(new[0], out[0], *buffers[:2]), Runs(pages, offsets, *found, window), fetched, written)
+    _rewrite(_Elements(new[0], out[0], *buffers[:2]), Runs(pages, offsets, *found, window=window), fetched, written)
     if len(out) > 1:
         part = _Scales(new[1], out[1], buffers[2])
-        _rewrite(part, Runs(pages, offsets, *found, out[1].shape[3]), fetched, written)
+        _rewrite(part, Runs(pages, offsets, *found, window=out[1].shape[3]), fetched, written)
 
 
 def _rewrite(part, runs: "Runs", fetched, written) -> None:
