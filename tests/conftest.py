@@ -25,3 +25,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder ../shared with real traces, facts and references, which is not here")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Most of an interpreted kernel's time is XLA compiling it, to be run once."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -95,12 +95,16 @@ class Useful:
 
 
 def useful(shape: BenchShape) -> Useful:
-    """What the cost model counts for one layer's attention over a shape; KV is written by another operation."""
+    """What the cost model counts for one layer's attention over a shape; KV is written by another operation.
+
+    Factors of 8-bit KV, which the cost model does not price, are read too and counted here.
+    """
     spec = dataclasses.replace(model(shape.model), layers=1)
     cluster = ClusterSpec(chip=chip("h100_sxm"), mesh={"tensor": shape.ways})  # no count depends on which chip
     parts = {op.name: op for op in ops.step_ops(spec, cluster, Precision(kv=shape.kv), counts(shape))}
     op = parts[f"attention_{shape.kind}"]
-    return Useful(int(op.kv_read_bytes + op.activation_bytes), int(op.flops))
+    factors = sum(shape.kv_lens) * ops.kv_scale_bytes_per_chip(spec, Precision(kv=shape.kv), shape.ways)
+    return Useful(int(op.kv_read_bytes + op.activation_bytes) + factors, int(op.flops))
 
 
 def counts(shape: BenchShape) -> StepCounts:

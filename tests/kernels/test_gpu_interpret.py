@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,12 +22,7 @@ SMALL = Blocks(stages=2, splits=2, thread_blocks=2)  # two of everything: slots 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")  # of the rows that pad a tile
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of an interpreted kernel's time is XLA compiling it, to be run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def bf16(**fields) -> Shape:

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,12 +24,7 @@ SPLIT = dataclasses.replace(SMALL, splits=2)
 PROCESS_SECONDS = 120  # a deadlock is an error, not a wait without end
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of an interpreted kernel's time is XLA compiling it, to be run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def check(shape: arg_specs.Shape, seed: int, blocks: Blocks) -> None:

@@ -1,6 +1,5 @@
 """The TPU kernel for quantised weights, run on a CPU by an interpreter that delays copies and watches for races."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,12 +15,7 @@ SERVED = [name for name, shape in arg_specs.SMALL.items() if not tpu.why_not(*ar
 SEVERAL = Blocks(tile_tokens=16, tile_outputs=128, chunk=128, cores=2)  # of everything
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of an interpreted kernel's time is XLA compiling it, to be run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def arguments(shape: arg_specs.Shape, seed: int):

@@ -27,12 +27,7 @@ KERNELS = {
 TWO_CORES = compat.tpu_interpreter(detect_races=True, cores=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of an interpreted kernel's time is XLA compiling it, to be run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make(kind: str, shape: Shape, seed: int, **options) -> dict[str, np.ndarray]:

@@ -18,12 +18,7 @@ WRITE = jax.jit(lambda *args: tpu.write_kv(*args, interpret=compat.tpu_interpret
 SCATTER = jax.jit(xla.write_kv)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of an interpreted kernel's time is XLA compiling it, to be run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def random_bits(rng, shape: tuple[int, ...], dtype: str) -> np.ndarray:

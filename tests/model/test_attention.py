@@ -24,6 +24,7 @@ def test_a_step_makes_its_work_list_once_and_not_in_every_layer():
     assert "cummin" not in {eqn.primitive.name for eqn in layers.jaxpr.eqns}
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("implementation", ["pallas_tpu_interpret"])
 def test_a_kernel_in_the_engines_steps_gives_the_logprobs_of_xla(implementation):
     found = {}
