@@ -93,15 +93,38 @@ def _draw(logits_BV, params: SamplingParams, positions_B, key) -> Int32[Array, "
 
 
 def _top_k_top_p(logits_BV, params: SamplingParams) -> Float[Array, "B V"]:
-    """Both filters from one sort: find the smallest logit that each keeps, then compare in vocabulary order."""
-    vocab = logits_BV.shape[-1]
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    k_B = jnp.where(params.top_k_B > 0, jnp.minimum(params.top_k_B, vocab), vocab)
-    kth_B1 = jnp.take_along_axis(sorted_BV, k_B[:, None] - 1, axis=-1)
-    probs_BV = jax.nn.softmax(jnp.where(sorted_BV >= kth_B1, sorted_BV, -jnp.inf), axis=-1)
-    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # probability of everything more likely
-    p_B1 = params.top_p_B[:, None]
-    inside_BV = (before_BV < p_B1) | (p_B1 >= 1)  # a rounded sum may reach 1 before the last token
-    inside_BV = (inside_BV & (sorted_BV >= kth_B1)).at[:, 0].set(True)
-    least_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    """Both filters: top-k first, then top-p of what it kept."""
+    order_BV = _order(logits_BV)
+    k_B = jnp.where(params.top_k_B > 0, params.top_k_B, jnp.inf)
+    kept_BV = order_BV >= _least_kept(order_BV, jnp.ones_like(logits_BV), k_B)[:, None]
+    probs_BV = jax.nn.softmax(jnp.where(kept_BV, logits_BV, -jnp.inf), axis=-1)
+    p_B = jnp.where(params.top_p_B < 1, params.top_p_B, jnp.inf)
+    kept_BV &= order_BV >= _least_kept(order_BV, probs_BV, p_B)[:, None]
+    return jnp.where(kept_BV, logits_BV, -jnp.inf)
+
+
+def _order(x: Float[Array, "..."]) -> Int32[Array, "..."]:
+    """Integers in the order of float32 numbers: the bits themselves, those of negative numbers turned around."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def _least_kept(
+    order_BV: Int32[Array, "B V"], weights_BV: Float[Array, "B V"], limit_B: Float[Array, " B"]
+) -> Int32[Array, " B"]:
+    """The smallest number of each row above which less than `limit` of the weight lies.
+
+    Found by halving the 32-bit integers: exact, and without sorting the vocabulary, which took most of the TPU
+    compiler's time for a decode step.
+    """
+
+    def halve(_, bounds):
+        low_B, high_B = bounds
+        middle_B = (low_B & high_B) + ((low_B ^ high_B) >> 1)  # their mean, without overflow
+        above_B = jnp.sum(jnp.where(order_BV > middle_B[:, None], weights_BV, 0.0), axis=-1)
+        few_B = above_B < limit_B
+        return jnp.where(few_B, low_B, middle_B + 1), jnp.where(few_B, middle_B, high_B)
+
+    limits = jnp.iinfo(jnp.int32)
+    rows = order_BV.shape[0]
+    return jax.lax.fori_loop(0, 32, halve, (jnp.full(rows, limits.min), jnp.full(rows, limits.max)))[1]

@@ -1,5 +1,7 @@
 """Sampling against plain NumPy filters, and independence of the batch."""
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,3 +116,20 @@ def test_log_probabilities_are_the_models_own():
     how = sampling(1, temperature=3.0, top_k=2)
     tokens, logprobs = run(jnp.asarray(LOGITS)[None], how, jnp.zeros(1, int), KEY)
     np.testing.assert_allclose(logprobs[0], np.log(numpy_probabilities(LOGITS)[tokens[0]]), atol=1e-6)
+
+
+top_ps = st.sampled_from([0.05, 0.5, 0.9, 1.0])
+
+
+@hypothesis.given(seed=st.integers(0, 999), top_k=st.integers(0, 40), top_p=top_ps, levels=st.integers(2, 40))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_what_is_kept_is_what_a_sort_would_keep_ties_included(seed, top_k, top_p, levels):
+    logits = np.random.default_rng(seed).integers(-levels, levels, (1, 32)).astype(np.float32) / 4
+    ordered = np.sort(logits[0])[::-1].astype(np.float64)
+    inside = ordered[ordered >= ordered[min(top_k or 32, 32) - 1]]
+    weights = np.exp(inside)
+    before = (np.cumsum(weights) - weights) / weights.sum()
+    hypothesis.assume(np.abs(before - top_p).min() > 1e-5)  # nearer than that, float32 sums decide
+    least = inside[(before < top_p) | (top_p >= 1)].min()
+    got = run_keep(jnp.asarray(logits), sampling(1, temperature=1.0, top_k=top_k, top_p=top_p))
+    np.testing.assert_array_equal(np.isfinite(got), logits >= least)
