@@ -157,9 +157,10 @@ def _run(loaded: Loaded, name: str, out: Path, signals: StopSignals) -> None:
 
 def _what(replay: "Replay") -> str:
     experiment, trace, pool = replay.experiment, replay.trace, replay.engine.scheduler.pool
+    attention = f"; attention {replay.attention}" if replay.attention else ""
     return (
         f"{replay.facts.model.name}, {len(trace):,} requests ({trace.source}), {pool.num_pages:,} pages of "
-        f"{experiment.engine.page_tokens} tokens"
+        f"{experiment.engine.page_tokens} tokens{attention}"
     )
 
 

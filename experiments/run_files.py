@@ -43,7 +43,8 @@ class Outcome:
             weights_hash=self.replay.weights_fingerprint,
         )
         source, elapsed_s = self.replay.trace.source, round(self.elapsed_s, 3)
-        return {"how": self.replay.choice.line, **found, "trace_source": source, "elapsed_s": elapsed_s}
+        how = {"how": self.replay.choice.line, "attention": self.replay.attention}
+        return {**how, **found, "trace_source": source, "elapsed_s": elapsed_s}
 
 
 def write_run(folder: RunFolder, outcome: Outcome) -> Summary:

@@ -74,6 +74,11 @@ class Replay:
         return 0 if self.jax_executor is None else self.jax_executor.ladders.programs
 
     @property
+    def attention(self) -> str:
+        """Which implementation of attention a real run uses, and why; empty for a simulated one."""
+        return "" if self.jax_executor is None else self.jax_executor.attention
+
+    @property
     def issued(self) -> int:
         """Requests that the load has sent, by its own count: what conservation is checked against."""
         return len(self.trace) - self.load.remaining

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from kernels.pallas import compat
-from kernels.pallas.paged_attention import xla
-from kernels.pallas.paged_attention.api import Choice
+from kernels.pallas.paged_attention import ledger, xla
+from kernels.pallas.paged_attention.api import IMPLEMENTATIONS, Choice
 from nanoserve.engine.sequence import pages_for
 from nanoserve.engine.types import EngineConfig
 from nanoserve.executors.buckets import best_ladder, geometric_ladder
@@ -126,6 +127,7 @@ def build_jax_executor(
         sampling=sampling,
         key=jax.random.key(seed),
         max_seqs=config.max_seqs,
+        attention=f"{model.attention.name}: {model.attention.why}",
         ledger=_ledger(model, config.page_tokens, ladders.table_pages),
     )
 
@@ -156,15 +158,35 @@ def ladders_for(trace: Trace, config: EngineConfig, most_tokens: int | None = No
 
 
 def _ledger(model: LoadedModel, page_tokens: int, table_pages: int) -> KvLedger:
-    """What the XLA implementation of attention gathers; the kernels' own counts are not known here yet."""
-    if model.attention.name != "xla":
-        return lambda decode_lens, kv_lens, q_lens, tokens: None
+    """What one chip's attention fetches of a layer, for the padding account."""
     window = model.spec.sliding_window_tokens
+    if model.attention.name == "xla":
+        decode = functools.partial(xla.decode_gathered_tokens, table_pages=table_pages)
+        prefill = functools.partial(xla.prefill_gathered_tokens, table_pages=table_pages)
+    else:
+        decode = ledger.decode_gathered_tokens
+        prefill = _kernels_prefill(model, page_tokens, table_pages)
 
     def gathered(decode_lens: np.ndarray, kv_lens: np.ndarray, q_lens: np.ndarray, tokens: int) -> int:
-        total = xla.decode_gathered_tokens(decode_lens, page_tokens, table_pages, window) if len(decode_lens) else 0
+        total = decode(decode_lens, page_tokens=page_tokens, window=window) if len(decode_lens) else 0
         if len(kv_lens):
-            total += xla.prefill_gathered_tokens(kv_lens, q_lens, tokens, page_tokens, table_pages, window)
+            total += prefill(kv_lens, q_lens, tokens=tokens, page_tokens=page_tokens, window=window)
         return total
 
     return gathered
+
+
+def _kernels_prefill(model: LoadedModel, page_tokens: int, table_pages: int) -> Callable[..., int]:
+    """`ledger.prefill_gathered_tokens` with the tiles of the model's kernel."""
+    spec, ways, shaped = model.spec, model.params.layers.ways, jax.ShapeDtypeStruct
+    kernel = IMPLEMENTATIONS[model.attention.name]
+    kv_pages = shaped((1, page_tokens, spec.kv_heads // ways, 2, spec.head_size), model.kv_dtype)
+
+    def prefill(kv_lens: np.ndarray, q_lens: np.ndarray, *, tokens: int, **options) -> int:
+        q = shaped((tokens, spec.heads // ways, spec.head_size), model.params.embed.dtype)
+        tile_tokens, across_chunks = kernel.prefill_tiles(q, kv_pages, table_pages)
+        return ledger.prefill_gathered_tokens(
+            kv_lens, q_lens, tile_tokens=tile_tokens, across_chunks=across_chunks, **options
+        )
+
+    return prefill

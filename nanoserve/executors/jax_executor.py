@@ -110,6 +110,7 @@ class JaxExecutor:
         sampling: RequestSampling,
         key: jax.Array,
         max_seqs: int,
+        attention: str = "",
         ledger: KvLedger = lambda decode_lens, kv_lens, q_lens, tokens: None,
         put: Callable[[Any], Any] = lambda tree: tree,
     ):
@@ -118,13 +119,13 @@ class JaxExecutor:
         Args:
           steps: entry points of the model. params: its weights, placed. state: fresh device state.
           ladders: what to compile. book: token ids. sampling: per request. key: of the run.
-          max_seqs: slots, as in `state`.
+          max_seqs: slots, as in `state`. attention: which implementation attends, and why, for the log.
           ledger: what attention really gathers, for the padding account.
           put: places a tree of host arrays where the steps want them.
         """
         self.steps, self.params, self.state = steps, params, state
         self.ladders, self.book, self.sampling, self.key = ladders, book, sampling, key
-        self.max_seqs = max_seqs
+        self.max_seqs, self.attention = max_seqs, attention
         self._ledger = ledger
         self._put = put
         self._tables = np.zeros((max_seqs + 1, ladders.table_pages), np.int32)

@@ -41,5 +41,8 @@ def test_greedy_tokens_equal_the_reference(prompt, implementation):
     choice = Choice(implementation, "the test asks for it")
     loaded = load_model(SPEC, weights, precision, attention=choice)
     executor = jax_executor(trace, CONFIG, 4, model=loaded, ladders=ladders, prompts=[prompt["prompt_ids"]])
-    virtual_engine(trace, CONFIG, 4, executor, SPEC).run()
+    engine = virtual_engine(trace, CONFIG, 4, executor, SPEC)
+    engine.run()
+    steps = engine.log.step_columns(4)
+    assert steps["executed_kv_tokens"].tolist() == [CONFIG.page_tokens] * tokens  # all in one page
     assert executor.book.outputs[0] == prompt["output_ids"][:tokens]

@@ -104,3 +104,5 @@ def test_a_real_run_generates_what_was_asked_for_and_refuses_what_does_not_fit(c
     assert [len(entry["output_ids"]) for entry in outputs] == served["max_output_tokens"].to_list()
     assert all(len(entry["logprobs"]) == len(entry["output_ids"]) for entry in outputs)
     assert ended.summary["how"].startswith("executed with JAX on 1 x cpu_2core")
+    environment = json.loads((ended.folder / "env.json").read_text())
+    assert environment["attention"] == "xla: there is no kernel for this device"

@@ -148,6 +148,11 @@ def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales=None, 
     return xla.write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales, scales_TK2)
 
 
+def prefill_tiles(q_THh, kv_pages, table_pages: int) -> tuple[int, bool]:
+    """Queries that share what a prefill call fetches, and whether tiles go across chunks: for `ledger`."""
+    return gpu_prefill.tile_tokens(q_THh, kv_pages), False
+
+
 def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
     """What of a call Mosaic GPU or these kernels cannot do, or None where they serve it."""
     _, page_tokens, K, _, h = kv_pages.shape

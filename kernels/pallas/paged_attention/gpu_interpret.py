@@ -24,6 +24,8 @@ def prefill_attention(q_THh, kv_pages, *rows, **options):
 
 decode_work, prefill_work, write_kv, why_not = gpu.decode_work, gpu.prefill_work, gpu.write_kv, gpu.why_not
 
+prefill_tiles = gpu.prefill_tiles
+
 
 def pool_order(dtype) -> None:
     """Arrays of a CPU lie in one order only; see `api.pool_order`."""

@@ -216,6 +216,12 @@ def write_kv(
     return tpu_write.write(kv_pages, *new, interpret=interpret), None
 
 
+def prefill_tiles(q_THh, kv_pages, table_pages: int) -> tuple[int, bool]:
+    """Queries that share what a prefill call fetches, and whether tiles go across chunks: for `ledger`."""
+    groups = q_THh.shape[1] // kv_pages.shape[2]
+    return tpu_tuning.prefill_blocks(kv_pages, table_pages, groups, q_THh.shape[0]).tile_tokens, True
+
+
 def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
     """Why the kernel cannot serve a call of these shapes, or None where it can."""
     if q.dtype.name not in QUERY_TYPES:
