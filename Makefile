@@ -16,7 +16,7 @@ help:
 	@echo 'make run    [CONFIG=llama70b_h100] [ARGS="--set Engine.max_seqs=64"]   run an experiment'
 	@echo 'make test   [ARGS="tests/engine -x"]                                   run the tests'
 	@echo 'make check                                                             lint, format and types'
-	@echo 'make aot-gpu                             compile the kernels for the H100, without one (740 MB of compilers)'
+	@echo 'make aot-gpu                             compile the kernels for the H100, without one'
 	@echo 'make aot-tpu                             compile the kernels for TPUs, without one'
 	@echo
 	@echo 'configs: $(sort $(basename $(notdir $(wildcard configs/*.gin))))'

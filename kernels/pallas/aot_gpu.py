@@ -1,7 +1,7 @@
 """Compiles a JAX function for an H100 that is not there, and says what its Mosaic kernels use.
 
 Needs four wheels beside the pinned jax, in an environment of their own (`make aot-gpu`), each without its dependencies:
-jax-cuda13-plugin and jax-cuda13-pjrt of jax's version, nvidia-cuda-nvcc (ptxas) and nvidia-nvvm (libdevice), 0.7 GB.
+jax-cuda13-plugin and jax-cuda13-pjrt of jax's version, nvidia-cuda-nvcc (ptxas) and nvidia-nvvm (libdevice).
 What comes back is correctness, memory and resources, never speed: XLA cannot tune its matrix products without a device.
 
 Mosaic reads from the environment where to leave ptxas's log, so compile in one thread at a time. Next: `gpu_target`,
