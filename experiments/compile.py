@@ -15,7 +15,6 @@ can mend.
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,11 +25,12 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
+from experiments import command
 from nanoserve.experiment import CONFIG_CLASSES, Experiment, resolve
 from nanoserve.report.units import short, significant, time
 from nanoserve.specs.config import load
 from nanoserve.specs.config import resolve as resolve_config
-from nanoserve.specs.errors import ConfigError, NanoserveError, nearest
+from nanoserve.specs.errors import ConfigError
 
 if TYPE_CHECKING:
     from kernels.pallas.aot_gpu import ResourceReport
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from nanoserve.executors.aot_report import Costly, Memory, ProgramReport
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-EXIT_REFUSED, EXIT_USER = 1, 2
 # The compiler's process is no TPU host: it must neither ask for one's metadata nor take the machine's own devices.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -60,19 +59,11 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
       The exit code.
     """
-    try:
-        return _command(arguments)
-    except NanoserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+    return command.run(arguments, __doc__, _flags, _command)
 
 
-def _command(arguments: Sequence[str]) -> int:
-    asked = _parse(arguments)
-    if asked.help:
-        print(__doc__)
-        print(asked.get_help())
-        return 0
+def _command(asked: flags.FlagValues) -> int:
+    command.known("--programs", "step", asked.programs, PROGRAMS)
     config = resolve_config(asked.config, REPOSITORY / "configs")
     experiment = load(config, CONFIG_CLASSES, "Experiment", asked.set).value
     resolve(experiment)  # misspelt models and chips are reported before anything heavy is imported
@@ -80,16 +71,15 @@ def _command(arguments: Sequence[str]) -> int:
     if asked.oom_surface:
         found = _surface(experiment, asked)
         if asked.out:
-            _write(Path(asked.out), {"experiment": experiment.name, **found})
+            command.write_json("--out", Path(asked.out), {"experiment": experiment.name, **found})
         return 0
     reports = list(_compile(experiment, asked))
     if asked.out:
-        _write(Path(asked.out), _figures(experiment.name, asked, reports))
-    return EXIT_REFUSED if any(report.refused for report in reports) else 0
+        command.write_json("--out", Path(asked.out), _figures(experiment.name, asked, reports))
+    return command.EXIT_FAILED if any(report.refused for report in reports) else 0
 
 
-def _parse(arguments: Sequence[str]) -> flags.FlagValues:
-    own = flags.FlagValues()
+def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_string("config", "llama70b_v5p", "name in configs/, or path of a gin file", flag_values=own)
     flags.DEFINE_multi_string("set", [], "Class.field=value, repeatable; wins over the file", flag_values=own)
     flags.DEFINE_integer("batch", 32, "sequences that decode", lower_bound=1, flag_values=own)
@@ -105,17 +95,6 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
     contexts = ["1024", "2048", "4096", "8192", "16384", "32768"]
     flags.DEFINE_list("contexts", contexts, "positions of each sequence, for --oom_surface", flag_values=own)
     flags.DEFINE_string("out", None, "also write the figures to this JSON file", flag_values=own)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
-    try:
-        rest = own(arguments)
-    except flags.Error as error:
-        raise ConfigError(f"{error}. See --help") from error
-    for name in own.programs:
-        if name not in PROGRAMS:
-            raise ConfigError(f"--programs: there is no step '{name}'.{nearest(name, PROGRAMS)}")
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
-    return own
 
 
 def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["ProgramReport"]:
@@ -194,13 +173,6 @@ def _figures(name: str, asked: flags.FlagValues, reports: Sequence["ProgramRepor
         "attention": asked.attention,
         "programs": [dataclasses.asdict(report) for report in reports],
     }
-
-
-def _write(path: Path, figures: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--out={path}: {error.strerror}. Name a file in a folder that exists") from error
 
 
 def _heading(setting: "Setting", why: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
+from experiments import command
 from experiments.stop import StopSignals
 from nanoserve.experiment import CONFIG_CLASSES, resolve
 from nanoserve.specs.config import Loaded, load
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from nanoserve.replay import Replay
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-EXIT_USER = 2
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _refuse(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return EXIT_USER
+    return command.EXIT_USER
 
 
 def _command(arguments: Sequence[str], signals: StopSignals) -> None:
@@ -89,30 +89,20 @@ def _advised(error: Exception) -> str:
 
 
 def _parse(arguments: Sequence[str]) -> flags.FlagValues:
-    asked = _flags()
-    try:
-        rest = asked(arguments)
-    except flags.Error as error:
-        raise ConfigError(f"{error}. See --help") from error
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
+    asked = command.parse(arguments, _flags)
     for name in ("config", "trace", "out"):
         if asked[name].value == "":
             raise ConfigError(f"--{name}= is empty. Give it a value or leave it out")
     return asked
 
 
-def _flags() -> flags.FlagValues:
-    """The command's flags, unset; absl's global ones would be shared by every call."""
-    own = flags.FlagValues()
+def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_string("config", "llama70b_h100", "name in configs/, or path of a gin file", flag_values=own)
     flags.DEFINE_multi_string("set", [], "Class.field=value, repeatable; wins over the file", flag_values=own)
     flags.DEFINE_string("trace", None, "request log to replay instead of the config's", flag_values=own)
     flags.DEFINE_enum("executor", None, ["auto", "jax", "roofline"], "who runs the steps", flag_values=own)
     flags.DEFINE_string("out", "runs", "folder for run folders", flag_values=own)
     flags.DEFINE_bool("print_config", False, "print every value of the config and exit", flag_values=own)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
-    return own
 
 
 def _load(asked: flags.FlagValues) -> Loaded:

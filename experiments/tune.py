@@ -20,16 +20,16 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
+from experiments import command
 from nanoserve.specs import chip_registry
 from nanoserve.specs.chips import ChipSpec
-from nanoserve.specs.errors import ConfigError, NanoserveError, nearest
+from nanoserve.specs.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from kernels.pallas.paged_attention.gpu_search import Verdict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TUNING = REPOSITORY / "kernels" / "pallas" / "paged_attention" / "tuning"
-EXIT_USER = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
       The exit code.
     """
-    try:
-        return _command(arguments)
-    except NanoserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+    return command.run(arguments, __doc__, _flags, _command)
 
 
-def _command(arguments: Sequence[str]) -> int:
-    asked = _parse(arguments)
-    if asked.help:
-        print(__doc__)
-        print(asked.get_help())
-        return 0
+def _command(asked: flags.FlagValues) -> int:
     chip = chip_registry.chip(asked.chip)
     tuner = TUNERS.get(chip.name)
     if tuner is None:
@@ -72,18 +63,9 @@ def _command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> flags.FlagValues:
-    own = flags.FlagValues()
+def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_string("chip", "h100_sxm", "name of a chip in the registry", flag_values=own)
     flags.DEFINE_string("out", None, "write this file instead of the table that the kernels read", flag_values=own)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
-    try:
-        rest = own(arguments)
-    except flags.Error as error:
-        raise ConfigError(f"{error}. See --help") from error
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
-    return own
 
 
 def _hopper(chip: ChipSpec) -> list[dict[str, Any]]:
@@ -130,10 +112,7 @@ def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _write(path: Path, contents: dict[str, Any]) -> None:
     entries = ",\n".join(f"  {json.dumps(entry)}" for entry in contents["entries"])
     text = f'{{\n "chip": {json.dumps(contents["chip"])},\n "entries": [\n{entries}\n ]\n}}\n'
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise ConfigError(f"--out={path}: {error.strerror}. Name a file in a folder that exists") from error
+    command.write_text("--out", path, text)
     print(f"\nwritten to {path}")
 
 

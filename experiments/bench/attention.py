@@ -14,6 +14,7 @@ them. 1: a shape failed; it is in the table and in the file with its error. 2: s
 Next: `attention_shapes`, `attention_measure`, `attention_timing`, `attention_peers`, `attention_results`.
 """
 
+import functools
 import os
 import shlex
 import sys
@@ -25,6 +26,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that a bare checkout runs without installing
 
+from experiments import command
 from experiments.bench import attention_plot
 from experiments.bench.attention_results import (
     CEILINGS,
@@ -43,14 +45,13 @@ from experiments.bench.attention_timing import ACCELERATOR, CPU, INTERPRETER, Ef
 from experiments.bench.host import machine
 from nanoserve.report.progress import Progress
 from nanoserve.report.units import short
-from nanoserve.specs.errors import ConfigError, NanoserveError, nearest
+from nanoserve.specs.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from experiments.bench.attention_peers import Setting
 
 PEERS = "peers"
 PARTS = (CEILINGS, *KINDS, PEERS)
-EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 # Where XLA runs a CPU's programs concurrently, the interpreter of GPU kernels waits for ever: see tests/conftest.py.
 NO_CONCURRENCY = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 CPU_NOTE = "its times are not meaningful, and say little beside one another"
@@ -65,25 +66,17 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
       The exit code.
     """
-    try:
-        return _command(arguments)
-    except NanoserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+    return command.run(arguments, __doc__, _flags, functools.partial(_command, ["python", *arguments]))
 
 
-def _command(arguments: Sequence[str]) -> int:
-    asked = _parse(arguments)
-    if asked.help:
-        print(__doc__)
-        print(asked.get_help())
-        return 0
+def _command(words: Sequence[str], asked: flags.FlagValues) -> int:
+    _check(asked)
     parts = _parts(asked.parts)
     kinds = [kind for kind in KINDS if kind in parts]
     patterns = [pattern for pattern in asked.shapes.split(",") if pattern]
     shapes = select(patterns, toy_catalogue() if asked.toy else catalogue(), kinds) if kinds else []
     setting = _setting(asked.implementation)
-    results = _results(asked, _describe(setting, ["python", *arguments]))
+    results = _results(asked, _describe(setting, words))
     left = [shape for shape in shapes if not results.has(shape.name, PEERS in parts)]
     effort = _effort(setting)
     code = 0
@@ -94,12 +87,11 @@ def _command(arguments: Sequence[str]) -> int:
         _measure_all(left, setting, effort, results, with_peers=PEERS in parts, oracle=asked.toy)
     except KeyboardInterrupt:
         print("interrupted; with --resume the same command goes on", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        code = command.EXIT_INTERRUPTED
     return _finish(results, asked.plot) or code
 
 
-def _parse(arguments: Sequence[str]) -> flags.FlagValues:
-    own = flags.FlagValues()
+def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_string("shapes", "", "names, with '*', separated by commas; all if empty", flag_values=own)
     flags.DEFINE_bool("toy", False, "a few tiny shapes instead, checked against plain loops", flag_values=own)
     flags.DEFINE_string("parts", ",".join(PARTS), "what to do, separated by commas", flag_values=own)
@@ -107,24 +99,18 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string("out", None, "write results to this JSON file, after every shape", flag_values=own)
     flags.DEFINE_bool("resume", False, "leave out the shapes that --out has measured already", flag_values=own)
     flags.DEFINE_string("plot", None, "draw the results into this file", flag_values=own)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
-    try:
-        rest = own(arguments)
-    except flags.Error as error:
-        raise ConfigError(f"{error}. See --help") from error
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
-    if own.resume and not own.out:
+
+
+def _check(asked: flags.FlagValues) -> None:
+    if asked.resume and not asked.out:
         raise ConfigError("--resume goes on with a file: name it with --out")
-    if own.plot and not Path(own.plot).parent.is_dir():
-        raise ConfigError(f"--plot={own.plot}: there is no such folder. Make it first")
-    return own
+    if asked.plot and not Path(asked.plot).parent.is_dir():
+        raise ConfigError(f"--plot={asked.plot}: there is no such folder. Make it first")
 
 
 def _parts(text: str) -> set[str]:
     parts = set(text.split(","))
-    for part in sorted(parts - set(PARTS)):
-        raise ConfigError(f"--parts: there is no part '{part}'.{nearest(part, PARTS)}")
+    command.known("--parts", "part", sorted(parts), PARTS)
     if PEERS in parts and not parts.intersection(KINDS):
         raise ConfigError(f"--parts: peers are measured beside shapes; add {' or '.join(KINDS)}")
     return parts
@@ -237,7 +223,7 @@ def _finish(results: Results, plot: str | None) -> int:
         note = run["device"] if run["absolute_times_count"] else f"{run['device']}: {CPU_NOTE}"
         attention_plot.save(Path(plot), results.shapes, note)
         print(f"-> {plot}")
-    return EXIT_FAILED if any(record["status"] == FAILED for record in results.shapes.values()) else 0
+    return command.EXIT_FAILED if any(record["status"] == FAILED for record in results.shapes.values()) else 0
 
 
 if __name__ == "__main__":
