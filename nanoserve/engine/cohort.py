@@ -1,12 +1,14 @@
 """The sequences that decode together, advanced all at once.
 
 Every member gains exactly one token a step, so nothing is counted per member: a member's KV length is what it had when
-it joined plus the steps since, the sum over members grows by their number, and the next finish, the next page and the
-next full sliding window are heap tops. A step costs O(changes), not O(members); this is what makes the replay fast and
-what tells a plan's horizon.
+it joined plus the steps since, the sum over members grows by their number, and the next finish and the next full
+sliding window are heap tops. All members that begin a page at the same step, modulo the page size, do so together for
+as long as they live, so they are kept together. A step costs O(changes), not O(members); this is what makes the replay
+fast and what tells a plan's horizon.
 
-Invariant: every live member has exactly one current entry in `_finish` and one in `_page_due`; entries of members that
-left are recognised by their stale `join` number and skipped. Next: `scheduler`.
+Invariants: every live member has exactly one current entry in `_finish`, and entries of members that left are
+recognised by their stale `join` number and skipped; every live member is in one bucket of `_page_begins`; steps that
+pages were reserved for are taken before anyone joins. Next: `scheduler`.
 """
 
 import heapq
@@ -35,7 +37,8 @@ class DecodeCohort:
         self._joins = 0
         self._kv_base = 0  # sum of (kv_tokens - step) over members
         self._finish: list[_Entry] = []
-        self._page_due: list[_Entry] = []
+        self._page_begins: list[dict[int, Sequence]] = [{} for _ in range(page_tokens)]  # by step modulo page_tokens
+        self._paged = 0  # every member has its pages for the steps before this one
         self._window_due: list[_Entry] = []  # members whose window is still filling
         self._filling = 0
         self._filling_base = 0
@@ -66,7 +69,7 @@ class DecodeCohort:
         self._kv_base += base
         left = sequence.request.output_tokens - sequence.generated
         heapq.heappush(self._finish, (self.step + left, self._joins, sequence))
-        heapq.heappush(self._page_due, (len(sequence.pages) * self.page_tokens - base, self._joins, sequence))
+        self._page_begins[-base % self.page_tokens][sequence.index] = sequence
         if self.window_tokens is not None and sequence.kv_tokens + 1 < self.window_tokens:
             self._filling += 1
             self._filling_base += base
@@ -76,6 +79,7 @@ class DecodeCohort:
         """Removes a member and writes its counters back into it."""
         del self.members[sequence.index]
         base = sequence.kv_tokens - sequence.joined_step
+        del self._page_begins[-base % self.page_tokens][sequence.index]
         self._kv_base -= base
         if self.window_tokens is not None and base + self.step + 1 < self.window_tokens:
             self._filling -= 1
@@ -92,25 +96,23 @@ class DecodeCohort:
         return limit
 
     def reserve(self, pool: PagePool, steps: int) -> int:
-        """Gives members the pages for up to `steps` steps, in the order they will need them.
+        """Gives members the pages for up to `steps` steps, in the order they will need them, whole steps only.
 
         Returns:
-          The number of steps that the pages suffice for; fewer than `steps` when the pool ran out, 0 when a member
-          cannot take even the next step.
+          The number of steps that the pages suffice for; fewer than `steps` when the pool ran out, 0 when not all
+          members can take even the next step.
         """
-        due, end = self._page_due, self.step + steps
-        while due:
-            when, join, sequence = due[0]
-            if sequence.join != join:
-                heapq.heappop(due)
-                continue
-            if when >= end:
-                break
-            if not pool.free_count:
-                return when - self.step
-            sequence.pages += pool.alloc(1)
-            heapq.heapreplace(due, (when + self.page_tokens, join, sequence))
-        return steps
+        step, end = self._paged if self._paged > self.step else self.step, self.step + steps
+        while step < end:
+            begins = self._page_begins[step % self.page_tokens]
+            if begins:
+                if len(begins) > pool.free_count:
+                    break
+                for sequence in begins.values():
+                    sequence.pages.append(pool.alloc_one())
+            step += 1
+        self._paged = step
+        return steps if step >= end else step - self.step
 
     def attended(self, steps: int) -> tuple[int, int]:
         """KV positions attended over the next `steps` steps by all members: in full, and within the window.
@@ -119,7 +121,7 @@ class DecodeCohort:
         """
         count = len(self.members)
         triangle = steps * (steps - 1) // 2
-        full = steps * (self.kv_tokens + count) + count * triangle
+        full = steps * (self._kv_base + count * (self.step + 1)) + count * triangle
         if self.window_tokens is None:
             return full, full
         first = self._filling_base + self._filling * (self.step + 1) + (count - self._filling) * self.window_tokens
@@ -132,16 +134,17 @@ class DecodeCohort:
           The finished members, in join order, counters written back.
         """
         self.step += steps
-        self._retire_full_windows()
-        finished = []
-        while self._finish:
-            when, join, sequence = self._finish[0]
+        if self._window_due:
+            self._retire_full_windows()
+        due, finished = self._finish, []
+        while due:
+            when, join, sequence = due[0]
             if sequence.join == join:
                 if when > self.step:
                     break
                 finished.append(sequence)
                 self.leave(sequence)
-            heapq.heappop(self._finish)
+            heapq.heappop(due)
         return finished
 
     def youngest(self) -> Sequence:

@@ -85,12 +85,12 @@ class Engine:
 
     def _run_plan(self, plan: Plan, start: int) -> None:
         scheduler = self.scheduler
-        running, waiting = scheduler.running_count, len(scheduler.waiting)
-        pages_used, kv_tokens = scheduler.pool.used_count, scheduler.kv_tokens_held + plan.counts.new_tokens
+        occupancy = scheduler.occupancy()
         result = self.executor.submit(plan).result()
         end = self.clock.step_done(result.duration_ticks)
-        result = _with_planning(result, end - start, plan.horizon)
-        self.log.planned(plan, result, start, running, waiting, pages_used, kv_tokens)
+        if result.duration_ticks != end - start:
+            result = _with_planning(result, end - start, plan.horizon)
+        self.log.planned(plan, result, start, occupancy)
         for index in scheduler.apply(plan, result, start, end):
             self._left(index, end)
 
@@ -106,11 +106,12 @@ class Engine:
         self.load.finished(index, now_ticks)
 
     def _steps_before_next_event(self, counts: StepCounts, now: int) -> int:
-        due = [t for t in (self.load.next_ticks(), self.scheduler.next_deadline_ticks()) if t is not None]
-        if not due:
+        due, deadline = self.load.next_ticks(), self.scheduler.next_deadline_ticks()
+        if due is None or (deadline is not None and deadline < due):
+            due = deadline
+        if due is None:
             return self.scheduler.config.max_horizon_steps
-        span = min(due) - now
-        return self.executor.steps_before(counts, span) if span > 0 else 1
+        return self.executor.steps_before(counts, due - now) if due > now else 1
 
     def _abort_all(self, detail: str) -> None:
         now = self.clock.now()
@@ -122,8 +123,6 @@ class Engine:
 def _with_planning(result: StepResult, elapsed: int, horizon: int) -> StepResult:
     """A measured step also took the time it was planned in, which is host time; a priced one took its price."""
     planning = elapsed - result.duration_ticks
-    if not planning:
-        return result
     return dataclasses.replace(
         result, duration_ticks=elapsed, first_step_ticks=elapsed // horizon, host_ticks=result.host_ticks + planning
     )

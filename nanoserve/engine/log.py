@@ -1,20 +1,60 @@
-"""What happened in a run: one row a plan, one row a request, and the events between. Plain lists, converted at the end.
+"""What happened in a run: one row a plan, one row a request, and the events between, as numbers in flat arrays.
 
-The log is written while the engine runs and can be read at any moment, so a run that is interrupted loses nothing.
-Column names and meanings are in `records`. Next: `nanoserve.report`, which reads them.
+The log is written while the engine runs and can be read at any moment, so a run that is interrupted loses nothing. It
+keeps numbers and nothing that the engine made, some 170 bytes a plan and 150 a request with its events, so that a
+million requests fit into memory and the garbage collector has nothing to walk. Column names and meanings are in
+`records`. Next: `nanoserve.report`, which reads them.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import math
+import struct
+from array import array
+from collections.abc import Iterator
+from operator import attrgetter
 
 import numpy as np
 
-from nanoserve.engine.types import TICKS_PER_S, FinishReason, Plan, Request, StepResult, to_seconds
+from nanoserve.engine.records import REQUEST_COLUMNS, STEP_COLUMNS
+from nanoserve.engine.types import TICKS_PER_S, FinishReason, Kind, Plan, Request, StepResult
 from nanoserve.roofline.counts import StepCounts
 
 COUNT_FIELDS = tuple(field.name for field in dataclasses.fields(StepCounts))
-_UNSET = -1
+
+# A plan as it is packed, in the codes of `struct`: times are floats, but still in ticks, which are too many for 64
+# bits; what slots, pages and the queue bound has 32 bits.
+_PLAN = {
+    "step": "q",
+    "kind": "b",
+    **dict.fromkeys(("start_s", "duration_s", "first_step_s", "host_gap_s"), "d"),
+    **dict.fromkeys((*COUNT_FIELDS, "executed_tokens", "executed_kv_tokens"), "q"),
+    **dict.fromkeys(("running", "waiting", "pages_used"), "i"),
+    "kv_tokens_held": "q",
+    "preemptions": "i",
+}
+_PLAN_ROW = np.dtype([(name, {"q": "<i8", "d": "<f8", "i": "<i4", "b": "i1"}[code]) for name, code in _PLAN.items()])
+_pack_plan = struct.Struct("<" + "".join(_PLAN.values())).pack
+_counts_of = attrgetter(*COUNT_FIELDS)
+
+_KINDS = tuple(Kind)
+_KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
+_EVENT = struct.Struct("<qbi")  # nanoseconds, event, request
+_EVENTS = ("sent", "admitted", "readmitted", "first_token", "preempted", *(reason.value for reason in FinishReason))
+_EVENT_CODES = {event: code for code, event in enumerate(_EVENTS)}
+_REASONS = ("", *(reason.value for reason in FinishReason))  # "" while a request has not left
+_REASON_CODES = {reason: code for code, reason in enumerate(_REASONS)}
+
+_TIMES = {
+    **dict.fromkeys(("arrival_s", "sent_s", "admitted_s", "first_token_s", "finish_s"), math.nan),
+    "max_stall_s": 0,
+}
+_NUMBERS = ("client", "prompt_tokens", "output_tokens", "max_output_tokens", "preemptions")
+_CUT_SHORT = "still running when the run was cut short"
+_NS_PER_S = 1_000_000_000
+_NO_PADDING = -1
+
+Occupancy = tuple[int, int, int, int]  # sequences running, requests waiting, pages held, KV positions in them
 
 
 class RunLog:
@@ -22,40 +62,46 @@ class RunLog:
 
     def __init__(self, num_requests: int):
         """Makes an empty log."""
-        self.events: list[tuple[int, str, int, str]] = []  # (ticks, event, request, detail)
-        self._requests: list[Request | None] = [None] * num_requests
-        self._sent = [_UNSET] * num_requests
-        self._admitted = [_UNSET] * num_requests
-        self._first = [_UNSET] * num_requests
-        self._end: dict[int, tuple[int, FinishReason, int, str, int, int]] = {}
-        self._plans: list[tuple] = []
+        self._times = {name: array("d", [start]) * num_requests for name, start in _TIMES.items()}  # in ticks
+        self._numbers = {name: array("q", [0]) * num_requests for name in _NUMBERS}
+        self._reasons = bytearray(num_requests)
+        self._details: dict[int, str] = {}  # by request
+        self._left = 0
+        self._events = bytearray()  # rows of _EVENT
+        self._event_details: dict[int, str] = {}  # by row
+        self._plans = bytearray()  # rows of _PLAN_ROW
         self._preempted_in_plan = 0
 
     # ---- requests ----
 
     def sent(self, request: Request, ticks: int) -> None:
         """The engine took a request from the load."""
-        self._requests[request.index] = request
-        self._sent[request.index] = ticks
-        self.events.append((ticks, "sent", request.index, ""))
+        index, numbers = request.index, self._numbers
+        self._times["arrival_s"][index] = request.arrival_ticks
+        self._times["sent_s"][index] = ticks
+        numbers["client"][index] = request.client
+        numbers["prompt_tokens"][index] = request.prompt_tokens
+        numbers["max_output_tokens"][index] = request.output_tokens
+        self._event(ticks, "sent", index)
 
     def admitted(self, index: int, ticks: int) -> None:
         """A request got a slot, for the first time or again."""
-        if self._admitted[index] == _UNSET:
-            self._admitted[index] = ticks
-            self.events.append((ticks, "admitted", index, ""))
+        times = self._times["admitted_s"]
+        if math.isnan(times[index]):
+            times[index] = ticks
+            self._event(ticks, "admitted", index)
         else:
-            self.events.append((ticks, "readmitted", index, ""))
+            self._event(ticks, "readmitted", index)
 
     def first_token(self, index: int, ticks: int) -> None:
         """A request's first output token exists."""
-        self._first[index] = ticks
-        self.events.append((ticks, "first_token", index, ""))
+        self._times["first_token_s"][index] = ticks
+        self._event(ticks, "first_token", index)
 
     def preempted(self, index: int, ticks: int) -> None:
         """A request lost its slot and pages and waits to be recomputed."""
         self._preempted_in_plan += 1
-        self.events.append((ticks, "preempted", index, ""))
+        self._event(ticks, "preempted", index)
 
     def finished(
         self,
@@ -68,128 +114,96 @@ class RunLog:
         max_stall_ticks: int = 0,
     ) -> None:
         """A request left the engine."""
-        self._end[index] = (ticks, reason, tokens, detail, preemptions, max_stall_ticks)
-        self.events.append((ticks, reason.value, index, detail))
+        self._left += 1
+        self._reasons[index] = _REASON_CODES[reason]
+        self._times["finish_s"][index] = ticks
+        self._numbers["output_tokens"][index] = tokens
+        if preemptions:
+            self._numbers["preemptions"][index] = preemptions
+            self._times["max_stall_s"][index] = max_stall_ticks
+        if detail:
+            self._details[index] = detail
+            self._event_details[len(self._events) // _EVENT.size] = detail
+        self._event(ticks, reason, index)
 
     def finished_count(self) -> int:
         """Requests that left, for whatever reason."""
-        return len(self._end)
+        return self._left
 
     def unfinished(self) -> Iterator[int]:
         """Requests that were sent and have not left."""
-        return (r.index for r in self._requests if r is not None and r.index not in self._end)
+        return (index for index in self._sent_rows().tolist() if not self._reasons[index])
 
     # ---- plans ----
 
-    def planned(
-        self,
-        plan: Plan,
-        result: StepResult,
-        start_ticks: int,
-        running: int,
-        waiting: int,
-        pages_used: int,
-        kv_tokens_held: int,
-    ) -> None:
-        """A plan ran."""
-        self._plans.append(
-            (plan, result, start_ticks, running, waiting, pages_used, kv_tokens_held, self._preempted_in_plan)
+    def planned(self, plan: Plan, result: StepResult, start_ticks: int, occupancy: Occupancy) -> None:
+        """A plan ran, and the engine was this full when it began."""
+        tokens, kv_tokens = result.executed_tokens, result.executed_kv_tokens
+        self._plans += _pack_plan(
+            plan.step,
+            _KIND_CODES[plan.kind],
+            start_ticks,
+            result.duration_ticks,
+            result.first_step_ticks,
+            result.host_ticks,
+            *_counts_of(plan.counts),
+            _NO_PADDING if tokens is None else tokens,
+            _NO_PADDING if kv_tokens is None else kv_tokens,
+            *occupancy,
+            self._preempted_in_plan,
         )
         self._preempted_in_plan = 0
 
     def plan_count(self) -> int:
         """Plans logged so far."""
-        return len(self._plans)
+        return len(self._plans) // _PLAN_ROW.itemsize
 
     # ---- out ----
 
     def step_columns(self, num_pages: int) -> dict[str, np.ndarray]:
         """`records.STEP_COLUMNS` as arrays, one entry a plan."""
-        plans = [row[0] for row in self._plans]
-        results = [row[1] for row in self._plans]
-        counts = [plan.counts for plan in plans]
-        columns: dict[str, np.ndarray] = {
-            "step": _ints(plan.step for plan in plans),
-            "kind": np.array([plan.kind.value for plan in plans], dtype="U8"),
-            "start_s": _seconds([row[2] for row in self._plans]),
-            "duration_s": _seconds([r.duration_ticks for r in results]),
-            "first_step_s": _seconds([r.first_step_ticks for r in results]),
-            "host_gap_s": _seconds([r.host_ticks for r in results]),
+        rows = np.frombuffer(self._plans, dtype=_PLAN_ROW)
+        columns = {
+            name: rows[name] / TICKS_PER_S if code == "d" else rows[name].astype(np.int64)
+            for name, code in _PLAN.items()
         }
-        for name in COUNT_FIELDS:
-            columns[name] = _ints(getattr(c, name) for c in counts)
+        columns["kind"] = np.array(_KINDS, dtype="U8")[rows["kind"]]
         new_tokens = columns["steps"] * columns["decode_seqs"] + columns["prefill_tokens"]
         kv_tokens = columns["decode_kv_tokens"] + columns["prefill_kv_tokens"]
-        columns["executed_tokens"] = _or_else([r.executed_tokens for r in results], new_tokens)
-        columns["executed_kv_tokens"] = _or_else([r.executed_kv_tokens for r in results], kv_tokens)
-        for place, name in enumerate(("running", "waiting", "pages_used", "kv_tokens_held", "preemptions"), start=3):
-            columns[name] = _ints(row[place] for row in self._plans)
-        columns["pages_total"] = np.full(len(plans), num_pages, dtype=np.int64)
-        return columns
+        for name, useful in (("executed_tokens", new_tokens), ("executed_kv_tokens", kv_tokens)):
+            columns[name] = np.where(columns[name] == _NO_PADDING, useful, columns[name])
+        columns["kv_tokens_held"] += new_tokens
+        columns["pages_total"] = np.full(len(rows), num_pages, dtype=np.int64)
+        return {name: columns[name] for name in STEP_COLUMNS}
 
     def request_columns(self) -> dict[str, list]:
         """`records.REQUEST_COLUMNS` without session, one entry per request that was sent; missing times are None."""
-        columns: dict[str, list] = {name: [] for name in _REQUEST_NAMES}
-        for request in self._requests:
-            if request is None:
-                continue
-            end = self._end.get(request.index, (_UNSET, "", 0, "still running when the run was cut short", 0, 0))
-            values = (
-                request.index,
-                request.client,
-                to_seconds(request.arrival_ticks),
-                *(_maybe_seconds(times[request.index]) for times in (self._sent, self._admitted, self._first)),
-                _maybe_seconds(end[0]),
-                request.prompt_tokens,
-                end[2],
-                request.output_tokens,
-                str(end[1]),
-                end[3],
-                end[4],
-                to_seconds(end[5]),
-            )
-            for name, value in zip(_REQUEST_NAMES, values, strict=True):
-                columns[name].append(value)
-        return columns
+        rows = self._sent_rows()
+        columns: dict[str, list] = {"request": rows.tolist()}
+        for name, numbers in self._numbers.items():
+            columns[name] = np.asarray(numbers)[rows].tolist()
+        for name, times in self._times.items():
+            seconds = np.asarray(times)[rows] / TICKS_PER_S
+            columns[name] = [None if math.isnan(time_s) else time_s for time_s in seconds.tolist()]
+        reasons = [self._reasons[index] for index in columns["request"]]
+        columns["finish_reason"] = [_REASONS[reason] for reason in reasons]
+        columns["detail"] = [
+            self._details.get(index, "") if reason else _CUT_SHORT
+            for index, reason in zip(columns["request"], reasons, strict=True)
+        ]
+        return {name: columns[name] for name in REQUEST_COLUMNS if name in columns}
 
     def event_lines(self) -> Iterator[str]:
         """`events.jsonl`: one JSON object a line, times as seconds with nanoseconds, exact from integers."""
-        for ticks, event, index, detail in self.events:
-            nanoseconds = ticks * 1_000_000_000 // TICKS_PER_S
-            seconds = f"{nanoseconds // 1_000_000_000}.{nanoseconds % 1_000_000_000:09d}"
+        events = _EVENT.iter_unpack(bytes(self._events))
+        for row, (nanoseconds, code, index) in enumerate(events):
+            seconds = f"{nanoseconds // _NS_PER_S}.{nanoseconds % _NS_PER_S:09d}"
+            detail = self._event_details.get(row)
             extra = f',"detail":{json.dumps(detail)}' if detail else ""
-            yield f'{{"t_s":{seconds},"event":"{event}","request":{index}{extra}}}\n'
+            yield f'{{"t_s":{seconds},"event":"{_EVENTS[code]}","request":{index}{extra}}}\n'
 
+    def _event(self, ticks: int, event: str, index: int) -> None:
+        self._events += _EVENT.pack(ticks * _NS_PER_S // TICKS_PER_S, _EVENT_CODES[event], index)
 
-_REQUEST_NAMES = (
-    "request",
-    "client",
-    "arrival_s",
-    "sent_s",
-    "admitted_s",
-    "first_token_s",
-    "finish_s",
-    "prompt_tokens",
-    "output_tokens",
-    "max_output_tokens",
-    "finish_reason",
-    "detail",
-    "preemptions",
-    "max_stall_s",
-)
-
-
-def _ints(values) -> np.ndarray:
-    return np.fromiter(values, dtype=np.int64)
-
-
-def _seconds(ticks: Sequence[int]) -> np.ndarray:
-    return np.array([t / TICKS_PER_S for t in ticks], dtype=np.float64)
-
-
-def _maybe_seconds(ticks: int) -> float | None:
-    return None if ticks == _UNSET else to_seconds(ticks)
-
-
-def _or_else(values: Sequence[int | None], default: np.ndarray) -> np.ndarray:
-    return np.array([d if v is None else v for v, d in zip(values, default, strict=True)], dtype=np.int64)
+    def _sent_rows(self) -> np.ndarray:
+        return np.flatnonzero(~np.isnan(np.asarray(self._times["sent_s"])))

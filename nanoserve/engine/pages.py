@@ -5,7 +5,7 @@ its count is 0. Breaking one raises `PageAccountingError` at once, because a lea
 silently later. Next: `cohort`, which asks for pages as sequences grow.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PageAccountingError(RuntimeError):
@@ -13,13 +13,18 @@ class PageAccountingError(RuntimeError):
 
 
 class PagePool:
-    """A fixed number of pages with reference counts. Freed pages are reused last in, first out."""
+    """A fixed number of pages with reference counts. Freed pages are reused last in, first out.
+
+    A page with one holder is in `_held`; only what it has beyond one is counted. So pages that nobody shares are
+    allocated and freed by whole lists, without a loop over them.
+    """
 
     def __init__(self, num_pages: int):
         """Makes a pool of `num_pages` free pages with ids `0 .. num_pages - 1`, handed out in that order."""
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))
-        self._holders = [0] * num_pages
+        self._held: set[int] = set()
+        self._more_holders: dict[int, int] = {}  # of shared pages: holders beyond the first
 
     @property
     def free_count(self) -> int:
@@ -33,7 +38,7 @@ class PagePool:
 
     def holders(self, page: int) -> int:
         """Reference count of a page."""
-        return self._holders[page]
+        return self._more_holders.get(page, 0) + (page in self._held)
 
     def alloc(self, count: int) -> list[int]:
         """Takes `count` pages, each with one holder.
@@ -48,24 +53,42 @@ class PagePool:
         pages = self._free[-count:]
         del self._free[-count:]
         pages.reverse()
-        for page in pages:
-            self._holders[page] = 1
+        self._held.update(pages)
         return pages
+
+    def alloc_one(self) -> int:
+        """Takes the page that `alloc(1)` would.
+
+        Raises:
+          PageAccountingError: none is free.
+        """
+        try:
+            page = self._free.pop()
+        except IndexError:
+            raise PageAccountingError(f"asked for a page with 0 of {self.num_pages} free") from None
+        self._held.add(page)
+        return page
 
     def share(self, pages: Iterable[int]) -> None:
         """Adds one holder to each page."""
         for page in pages:
-            if self._holders[page] == 0:
+            if page not in self._held:
                 raise PageAccountingError(f"page {page} is free and cannot be shared")
-            self._holders[page] += 1
+            self._more_holders[page] = self._more_holders.get(page, 0) + 1
 
-    def free(self, pages: Iterable[int]) -> None:
-        """Removes one holder from each page; pages without holders return to the pool."""
-        holders, free = self._holders, self._free
-        for page in pages:
-            left = holders[page] - 1
-            if left < 0:
-                raise PageAccountingError(f"page {page} was freed twice")
-            holders[page] = left
-            if left == 0:
-                free.append(page)
+    def free(self, pages: Sequence[int]) -> None:
+        """Removes one holder from each page; pages without holders return to the pool, in the order given."""
+        if self._more_holders:
+            pages = [page for page in pages if not self._unshared(page)]
+        held = len(self._held)
+        self._held.difference_update(pages)
+        if held - len(self._held) != len(pages):
+            raise PageAccountingError(f"a page was freed twice, one of {pages}")
+        self._free += pages
+
+    def _unshared(self, page: int) -> bool:
+        """Takes one of several holders from a page; False if it has no more than one."""
+        more = self._more_holders.pop(page, 0)
+        if more > 1:
+            self._more_holders[page] = more - 1
+        return more > 0

@@ -2,9 +2,8 @@
 
 One step holds every decoding sequence (one token each) and, under the token budget, prompt chunks of sequences that are
 still prefilling, oldest first; then the head of the queue is admitted while slots, pages and budget last. When a
-decoding
-sequence cannot get its next page, the youngest sequence is preempted: it loses its pages and goes back to the head of
-the queue to be recomputed. There is no clock and no randomness in here: `now_ticks` is an argument.
+decoding sequence cannot get its next page, the youngest sequence is preempted: it loses its pages and goes back to the
+head of the queue to be recomputed. There is no clock and no randomness in here: `now_ticks` is an argument.
 
 Invariants, checked by the state machine in `tests/engine`: slots and pages are never shared or lost; the queue is first
 come, first served; every plan advances at least one token. Because a request that could never fit alone is refused, the
@@ -14,10 +13,10 @@ Next: `engine`, which drives this object; `cohort`, which makes a decode step co
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nanoserve.engine.cohort import DecodeCohort
-from nanoserve.engine.log import RunLog
+from nanoserve.engine.log import Occupancy, RunLog
 from nanoserve.engine.pages import PagePool
 from nanoserve.engine.sequence import Sequence, pages_for
 from nanoserve.engine.types import EngineConfig, FinishReason, Kind, Plan, Request, Row, StepResult, to_ticks
@@ -114,12 +113,14 @@ class Scheduler:
     @property
     def running_count(self) -> int:
         """Sequences that hold a slot."""
-        return len(self.prefilling) + len(self.cohort)
+        return len(self.prefilling) + len(self.cohort.members)
 
-    @property
-    def kv_tokens_held(self) -> int:
-        """KV positions written in the pages that sequences hold."""
-        return self.cohort.kv_tokens + sum(s.kv_tokens for s in self.prefilling)
+    def occupancy(self) -> Occupancy:
+        """How full the engine is now."""
+        kv_tokens = self.cohort.kv_tokens
+        for sequence in self.prefilling:
+            kv_tokens += sequence.kv_tokens
+        return self.running_count, len(self.waiting), self.pool.used_count, kv_tokens
 
     # ---- one decision ----
 
@@ -135,11 +136,14 @@ class Scheduler:
         """
         if not self.sequences:
             return None
-        while len(self.cohort) and not self.cohort.reserve(self.pool, 1):
-            self._preempt(self.prefilling[-1] if self.prefilling else self.cohort.youngest(), now_ticks)
-        self._chunks = self._plan_chunks(now_ticks)
+        cohort = self.cohort
+        while cohort.members and not cohort.reserve(self.pool, 1):
+            self._preempt(self.prefilling[-1] if self.prefilling else cohort.youngest(), now_ticks)
+        self._chunks = []
+        if self.prefilling or self.waiting:
+            self._plan_chunks(now_ticks)
         if self._chunks:
-            horizon, kind = 1, Kind.MIXED if len(self.cohort) else Kind.PREFILL
+            horizon, kind = 1, Kind.MIXED if cohort.members else Kind.PREFILL
         else:
             horizon, kind = self._horizon(steps_before), Kind.DECODE
         plan = Plan(self.steps_planned, kind, horizon, self._counts(horizon), self._rows)
@@ -155,22 +159,22 @@ class Scheduler:
         Returns:
           Indices of the requests that finished.
         """
-        finished = self.cohort.advance(plan.horizon)
-        reasons = dict.fromkeys((s.index for s in finished), FinishReason.LENGTH)
-        self._apply_chunks(result, end_ticks, finished, reasons)
-        times = {}
-        for index, kept in result.stopped.items():
+        finished, stopped = self.cohort.advance(plan.horizon), result.stopped
+        if self._chunks:
+            finished += self._apply_chunks(stopped, end_ticks)
+        for index in stopped:
             sequence = self.sequences[index]
             if sequence.join:
                 self.cohort.leave(sequence)
                 finished.append(sequence)
-            reasons[index] = FinishReason.STOP
-            if plan.horizon > 1:
-                sequence.generated -= plan.horizon - kept
-                times[index] = start_ticks + result.ticks_after(kept, plan.horizon)
         for sequence in finished:
-            self._finish(sequence, times.get(sequence.index, end_ticks), reasons[sequence.index])
-        return [s.index for s in finished]
+            kept = stopped.get(sequence.index)
+            if kept is None:
+                self._finish(sequence, end_ticks, FinishReason.LENGTH)
+            else:
+                sequence.generated -= plan.horizon - kept
+                self._finish(sequence, start_ticks + result.ticks_after(kept, plan.horizon), FinishReason.STOP)
+        return [sequence.index for sequence in finished]
 
     # ---- parts of a decision ----
 
@@ -187,20 +191,17 @@ class Scheduler:
             return f"{total} tokens need {pages} pages of {size}; the whole pool has {self.pool.num_pages}"
         return ""
 
-    def _plan_chunks(self, now_ticks: int) -> list[_Chunk]:
+    def _plan_chunks(self, now_ticks: int) -> None:
         config = self.config
-        budget = config.max_step_tokens - len(self.cohort)
+        budget = config.max_step_tokens - len(self.cohort.members)
         if config.prefill_chunk_tokens is not None:
             budget = min(budget, config.prefill_chunk_tokens)
-        chunks: list[_Chunk] = []
         for sequence in self.prefilling:
-            budget -= self._grant(sequence, budget, chunks)
+            budget -= self._grant(sequence, budget)
         while self.waiting and budget > 0 and self._can_admit(self.waiting[0]):
-            sequence = self._admit(now_ticks)
-            budget -= self._grant(sequence, budget, chunks)
-        return chunks
+            budget -= self._grant(self._admit(now_ticks), budget)
 
-    def _grant(self, sequence: Sequence, budget: int, chunks: list[_Chunk]) -> int:
+    def _grant(self, sequence: Sequence, budget: int) -> int:
         """Plans a chunk of at most `budget` tokens for one sequence, as far as pages go; returns its tokens."""
         past, page_tokens = sequence.kv_tokens, self.config.page_tokens
         tokens = min(sequence.prefill_target - past, budget)
@@ -211,7 +212,7 @@ class Scheduler:
         if tokens <= 0:
             return 0
         sequence.pages += self.pool.alloc(missing)
-        chunks.append((sequence, past, tokens))
+        self._chunks.append((sequence, past, tokens))
         return tokens
 
     def _can_admit(self, sequence: Sequence) -> bool:
@@ -248,7 +249,7 @@ class Scheduler:
         return steps
 
     def _counts(self, steps: int) -> StepCounts:
-        rows = len(self.cohort)
+        rows = len(self.cohort.members)
         kv_tokens, window_tokens = self.cohort.attended(steps)
         if not self._chunks:
             return StepCounts(steps, rows, kv_tokens, window_tokens, sampled=steps * rows)
@@ -289,21 +290,20 @@ class Scheduler:
 
     # ---- parts of booking ----
 
-    def _apply_chunks(
-        self, result: StepResult, end_ticks: int, finished: list[Sequence], reasons: dict[int, FinishReason]
-    ) -> None:
+    def _apply_chunks(self, stopped: Mapping[int, int], end_ticks: int) -> list[Sequence]:
+        """Books the chunks that ran; returns the sequences that their first token finished."""
+        finished = []
         for sequence, past, new in self._chunks:
             sequence.kv_tokens = past + new
             if sequence.kv_tokens < sequence.prefill_target:
                 continue
             self.prefilling.remove(sequence)
             self._first_token(sequence, end_ticks)
-            if sequence.generated == sequence.request.output_tokens or sequence.index in result.stopped:
+            if sequence.generated == sequence.request.output_tokens or sequence.index in stopped:
                 finished.append(sequence)
-                reasons[sequence.index] = FinishReason.LENGTH
             else:
                 self.cohort.join(sequence)
-        self._chunks = []
+        return finished
 
     def _first_token(self, sequence: Sequence, end_ticks: int) -> None:
         if sequence.generated == 0:

@@ -13,7 +13,7 @@ class Sequence:
     step counter (see `cohort`), and the stored values are what they were when it joined.
 
     Attributes:
-      request: what was asked for.
+      request: what was asked for. index: its row in the trace.
       prefill_target: positions to write before a token can be sampled: the prompt, plus, after a preemption, the tokens
         that were already generated (recompute).
       kv_tokens: KV positions written. generated: output tokens sampled.
@@ -25,6 +25,7 @@ class Sequence:
 
     request: Request
     prefill_target: int
+    index: int = dataclasses.field(init=False)
     kv_tokens: int = 0
     generated: int = 0
     pages: list[int] = dataclasses.field(default_factory=list)
@@ -35,10 +36,8 @@ class Sequence:
     last_token_ticks: int = -1
     max_stall_ticks: int = 0
 
-    @property
-    def index(self) -> int:
-        """The request's row in the trace."""
-        return self.request.index
+    def __post_init__(self):
+        self.index = self.request.index
 
 
 def pages_for(tokens: int, page_tokens: int) -> int:

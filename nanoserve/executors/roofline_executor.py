@@ -9,12 +9,12 @@ import dataclasses
 from nanoserve.engine.types import TICKS_PER_S, Plan, StepResult
 from nanoserve.roofline.calibration import Calibration
 from nanoserve.roofline.counts import StepCounts
-from nanoserve.roofline.pricing import Pricer
+from nanoserve.roofline.pricing import PlanPricer, Pricer
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Priced:
     """A pending result that is already known."""
 
@@ -28,13 +28,24 @@ class _Priced:
 class RooflineExecutor:
     """Implements `engine.types.Executor` by pricing. Makes no tokens, so nothing stops before its length."""
 
-    def __init__(self, model: ModelSpec, cluster: ClusterSpec, precision: Precision, calibration: Calibration):
-        """Makes the pricer.
+    def __init__(
+        self,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        precision: Precision,
+        calibration: Calibration,
+        pricer: PlanPricer | None = None,
+    ):
+        """Takes the pricer, or makes the one of the operation model.
+
+        Args:
+          model, cluster, precision, calibration: what is priced, and with which constants.
+          pricer: another way to price plans, in ticks of `TICKS_PER_S`.
 
         Raises:
-          ConfigError: unknown dtype, or a mesh axis other than `tensor`.
+          ConfigError: unknown dtype or mesh axis.
         """
-        self.pricer = Pricer(model, cluster, precision, calibration, ticks_per_s=TICKS_PER_S)
+        self.pricer = pricer or Pricer(model, cluster, precision, calibration, ticks_per_s=TICKS_PER_S)
         self._window_tokens = model.sliding_window_tokens
 
     def submit(self, plan: Plan) -> _Priced:

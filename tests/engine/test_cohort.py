@@ -78,3 +78,29 @@ def test_reserve_says_how_far_the_pages_reach():
     assert pool.free_count == 0
     cohort.advance(2)
     assert cohort.reserve(pool, 1) == 0
+
+
+def test_a_step_is_paged_for_all_members_or_for_none():
+    pool = PagePool(3)
+    cohort = DecodeCohort(PAGE)
+    members = [_sequence(index, 4, 100, pool) for index in range(2)]  # both need a page for the next step
+    for member in members:
+        cohort.join(member)
+    assert cohort.reserve(pool, 1) == 0
+    assert [len(member.pages) for member in members] == [1, 1]
+    cohort.leave(members[1])
+    pool.free(members[1].pages)
+    assert cohort.reserve(pool, 5) == 5
+    assert len(members[0].pages) == 3
+
+
+def test_steps_that_nobody_decoded_in_are_not_paged():
+    pool = PagePool(4)
+    cohort = DecodeCohort(PAGE)
+    cohort.advance(7)
+    member = _sequence(0, 2, 100, pool)
+    cohort.join(member)
+    assert cohort.reserve(pool, 2) == 2
+    assert len(member.pages) == 1
+    assert cohort.reserve(pool, 3) == 3
+    assert len(member.pages) == 2

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from nanoserve.engine.pages import PageAccountingError, PagePool
 
 
-@given(st.lists(st.tuples(st.sampled_from(["alloc", "share", "free"]), st.integers(0, 6)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(["alloc", "one", "share", "free"]), st.integers(0, 6)), max_size=60))
 def test_references_equal_holders_and_free_plus_used_is_all(operations):
     pool, held = PagePool(12), []
     for name, number in operations:
         if name == "alloc" and number <= pool.free_count:
             held.append(pool.alloc(number))
+        elif name == "one" and pool.free_count:
+            held.append([pool.alloc_one()])
         elif name == "share" and held:
             pages = held[number % len(held)]
             pool.share(pages)
@@ -38,8 +40,23 @@ def test_a_free_page_cannot_be_shared():
         PagePool(4).share([1])
 
 
+def test_a_page_that_is_listed_twice_is_freed_twice():
+    pool = PagePool(4)
+    (page,) = pool.alloc(1)
+    with pytest.raises(PageAccountingError, match="freed twice"):
+        pool.free([page, page])
+
+
+def test_pages_are_handed_out_in_one_order_one_by_one_or_together():
+    first, second = PagePool(6), PagePool(6)
+    for pool in (first, second):
+        pool.free(pool.alloc(3))
+    assert first.alloc(4) == [second.alloc_one() for _ in range(4)]
+
+
 def test_an_empty_pool_gives_nothing():
     pool = PagePool(2)
     pool.alloc(2)
-    with pytest.raises(PageAccountingError, match="0 of 2 free"):
-        pool.alloc(1)
+    for alloc in (lambda: pool.alloc(1), pool.alloc_one):
+        with pytest.raises(PageAccountingError, match="0 of 2 free"):
+            alloc()

@@ -43,6 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.executor = LinearExecutor()
         self.now, self.added, self.refused, self.produced = 0, 0, set(), {}
+        self.finished, self.expired = set(), set()
 
     @rule(prompt=st.integers(1, 60), output=st.integers(1, 40))
     def admit(self, prompt, output):
@@ -77,9 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if row.samples:
                 gained = result.stopped.get(row.index, plan.horizon)
                 self.produced[row.index] += gained
-        for index in finished:
-            ended = self.log._end[index]
-            assert ended[2] == self.produced[index] or ended[1] is FinishReason.TIMED_OUT
+        self.finished.update(finished)
         for index, progress in before.items():
             sequence = self.scheduler.sequences.get(index)
             if sequence is not None and any(r.index == index for r in rows):
@@ -95,8 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(later=st.integers(1, 1 << 28))
     def wait(self, later):
         self.now += later
-        for index in self.scheduler.expire(self.now):
-            assert self.log._end[index][1] is FinishReason.TIMED_OUT
+        self.expired.update(self.scheduler.expire(self.now))
 
     @invariant()
     def references_equal_holders_and_nothing_aliases(self):
@@ -124,7 +122,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.log.finished_count() + len(self.scheduler.sequences) == self.added
 
     def teardown(self):
-        """Whatever happened, the engine drains: no deadlock, and an idle pool is a full pool."""
+        """Whatever happened, the log has it, and the engine drains: no deadlock, and an idle pool is a full pool."""
+        self._check_endings()
         for _ in range(20_000):
             plan = self.scheduler.plan(self.now, lambda counts: 4)
             if plan is None:
@@ -133,6 +132,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.apply(plan, result, self.now, self.now + 1)
         assert not self.scheduler.sequences
         assert self.scheduler.pool.used_count == 0
+
+    def _check_endings(self) -> None:
+        columns = self.log.request_columns()
+        endings = zip(columns["request"], columns["output_tokens"], columns["finish_reason"], strict=True)
+        for index, tokens, reason in endings:
+            assert (reason in (FinishReason.LENGTH, FinishReason.STOP)) == (index in self.finished)
+            assert (reason == FinishReason.TIMED_OUT) == (index in self.expired)
+            assert index not in self.finished or tokens == self.produced[index]
 
     def _progress(self, sequence) -> tuple[int, int]:
         cohort = self.scheduler.cohort
