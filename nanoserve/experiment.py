@@ -11,6 +11,7 @@ from typing import Literal
 
 from nanoserve.engine.types import EngineConfig
 from nanoserve.report.slo import Slo, resolve_slo
+from nanoserve.roofline.split import AXES
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import BYTES_PER_ELEMENT, ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError, nearest
@@ -25,7 +26,8 @@ class Cluster:
     """Chips of one kind in a mesh; the product of the axes is their number.
 
     Attributes:
-      chip: registry name. mesh: axis name -> size; only `tensor` is executed and priced for now.
+      chip: registry name. mesh: axis -> size; `tensor`, `expert` and `pipeline` are priced (`roofline.split`), only
+        `tensor` is executed.
     """
 
     chip: str = "h100_sxm"
@@ -56,9 +58,17 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pricing:
-    """How a simulated step is priced: `sol` at datasheet limits, `calibrated` with measured constants."""
+    """How a simulated step is priced.
 
-    mode: Literal["sol", "calibrated"] = "calibrated"
+    Attributes:
+      mode: `sol` at datasheet limits, `calibrated` with fitted constants, `table` with measured operations looked up.
+      stack: whose kernels the constants are of: `vllm`, `tensorrt_llm`, ...; `auto` is what the chip is calibrated for.
+      table: folder of measured operations, for mode `table`; they are not ours to ship.
+    """
+
+    mode: Literal["sol", "calibrated", "table"] = "calibrated"
+    stack: str = "auto"
+    table: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +121,6 @@ CONFIG_CLASSES: Mapping[str, type] = {
     "Slo": SloConfig,
 }
 
-_MESH_AXES = ("tensor",)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -140,11 +148,7 @@ def resolve(experiment: Experiment) -> Facts:
     Raises:
       ConfigError: a name that does not exist, with the nearest that does; a mesh or dtype that cannot be.
     """
-    for axis, size in experiment.cluster.mesh.items():
-        if axis not in _MESH_AXES:
-            raise ConfigError(f"Cluster.mesh: no axis '{axis}' is priced or executed.{nearest(axis, _MESH_AXES)}")
-        if size < 1:
-            raise ConfigError(f"Cluster.mesh: axis '{axis}' has size {size}; must be at least 1")
+    _check_mesh(experiment.cluster.mesh)
     for field in dataclasses.fields(Precision):
         dtype = getattr(experiment.precision, field.name)
         if dtype not in BYTES_PER_ELEMENT:
@@ -155,3 +159,16 @@ def resolve(experiment: Experiment) -> Facts:
         cluster=ClusterSpec(chip=chip(experiment.cluster.chip), mesh=experiment.cluster.mesh),
         slo=resolve_slo(slo.name, slo.ttft_s, slo.tpot_s),
     )
+
+
+def _check_mesh(mesh: Mapping[str, int]) -> None:
+    if mesh.get("data", 1) > 1:
+        raise ConfigError(
+            f"Cluster.mesh = {mesh}: a replica is an engine of its own, and one engine is replayed. Leave 'data' out "
+            "and divide TraceSource.rate_rps by it"
+        )
+    for axis, size in mesh.items():
+        if axis not in AXES:
+            raise ConfigError(f"Cluster.mesh: no axis '{axis}' is priced or executed.{nearest(axis, AXES)}")
+        if size < 1:
+            raise ConfigError(f"Cluster.mesh: axis '{axis}' has size {size}; must be at least 1")

@@ -13,8 +13,9 @@ import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from nanoserve.roofline import ops
 from nanoserve.roofline.counts import StepCounts, causal_pairs
+from nanoserve.roofline.ops import step_ops
+from nanoserve.roofline.storage import kv_scale_bytes_per_chip
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError, nearest
@@ -101,9 +102,9 @@ def useful(shape: BenchShape) -> Useful:
     """
     spec = dataclasses.replace(model(shape.model), layers=1)
     cluster = ClusterSpec(chip=chip("h100_sxm"), mesh={"tensor": shape.ways})  # no count depends on which chip
-    parts = {op.name: op for op in ops.step_ops(spec, cluster, Precision(kv=shape.kv), counts(shape))}
+    parts = {op.name: op for op in step_ops(spec, cluster, Precision(kv=shape.kv), counts(shape))}
     op = parts[f"attention_{shape.kind}"]
-    factors = sum(shape.kv_lens) * ops.kv_scale_bytes_per_chip(spec, Precision(kv=shape.kv), shape.ways)
+    factors = sum(shape.kv_lens) * kv_scale_bytes_per_chip(spec, Precision(kv=shape.kv), shape.ways)
     return Useful(int(op.kv_read_bytes + op.activation_bytes) + factors, int(op.flops))
 
 

@@ -19,7 +19,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nanoserve.roofline.ops import layer_matrices
+from nanoserve.roofline.matrices import layer_matrices
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ChipSpec, ClusterSpec
 from nanoserve.specs.errors import ConfigError, NanoserveError

@@ -23,6 +23,7 @@ from kernels.pallas.aot_gpu import ResourceReport
 from kernels.pallas.paged_attention.api import check_known
 from nanoserve.engine.sequence import pages_for
 from nanoserve.executors.aot_targets import devices
+from nanoserve.executors.choose import mesh_obstacle
 from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
 from nanoserve.model import params as model_params
 from nanoserve.model import sharding
@@ -96,6 +97,8 @@ class Compiler:
     def __init__(self, spec: ModelSpec, cluster: ClusterSpec, precision: Precision, work: Workload, attention: str):
         """Raises ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed."""
         check_known(attention)
+        if obstacle := mesh_obstacle(cluster):
+            raise ConfigError(f"cannot compile {spec.name} for {dict(cluster.mesh)}: {obstacle}. Use 'tensor' alone")
         self.work = work
         dtype, kv_dtype = (_dtype(precision, *field) for field in (("weights", JAX_DTYPES), ("kv", KV_DTYPES)))
         self.mesh = sharding.make_mesh(devices(cluster))

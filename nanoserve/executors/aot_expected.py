@@ -16,7 +16,8 @@ from nanoserve.model import sharding
 from nanoserve.model.params import spread
 from nanoserve.roofline.calibration import constants_for
 from nanoserve.roofline.counts import StepCounts, causal_pairs, window_kv_tokens, window_pairs
-from nanoserve.roofline.ops import attention_flops, matmul_flops, step_ops
+from nanoserve.roofline.matrices import attention_flops, matmul_flops
+from nanoserve.roofline.ops import step_ops
 from nanoserve.roofline.timing import op_times
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec

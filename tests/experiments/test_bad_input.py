@@ -51,6 +51,8 @@ MOONCAKE += '{"timestamp": 9, "input_length": 7, "output_length": 3}\n'
         (["--set=Cluster.chip=h100_sxn"], "Did you mean 'h100_sxm'?"),
         (["--set=Cluster.mesh={'tensr': 1}"], "no axis 'tensr' is priced or executed. Did you mean 'tensor'?"),
         (["--set=Cluster.mesh={'tensor': 0}"], "axis 'tensor' has size 0"),
+        (["--set=Cluster.mesh={'data': 2}"], "a replica is an engine of its own"),
+        (["--set=Cluster.mesh={'pipeline': 2}", "--executor=jax"], "'pipeline' is priced but not executed yet"),
         (["--set=Precision.kv=fp7"], "Precision.kv = 'fp7': no such dtype"),
         (["--set=TraceSource.preset=azure_conversatoin"], "Did you mean 'azure_conversation'?"),
         (["--set=Slo.name=llama2-70"], "Did you mean 'llama2-70b'?"),

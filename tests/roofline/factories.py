@@ -1,5 +1,6 @@
 """Models, clusters, dtypes and counts to price: a fixed few for examples, and strategies over all that ship."""
 
+import dataclasses
 import math
 
 from hypothesis import strategies as st
@@ -64,8 +65,18 @@ def joined(decode: StepCounts, prefill: StepCounts) -> StepCounts:
     )
 
 
-models = st.sampled_from(model_names()).map(model)
-clusters = st.builds(cluster, st.sampled_from(chip_names()), st.sampled_from([1, 2, 4, 8]))
+ALTERNATING = dataclasses.replace(model("mistral-7b-v0.1"), full_attention_every=5)  # 6 layers in full, 26 windowed
+models = st.sampled_from([*map(model, model_names()), ALTERNATING])
+MESHES = (
+    *({"tensor": ways} for ways in (1, 2, 4, 8)),
+    {"expert": 8},
+    {"pipeline": 4},
+    {"tensor": 2, "expert": 4},
+    {"tensor": 4, "expert": 2, "pipeline": 2},
+)
+clusters = st.builds(
+    lambda name, mesh: ClusterSpec(chip=chip(name), mesh=mesh), st.sampled_from(chip_names()), st.sampled_from(MESHES)
+)
 precisions = st.sampled_from([BF16, FP8, INT8_WEIGHTS, Precision(weights="int4")])
 chunk_lists = st.lists(st.tuples(st.integers(0, 8192), st.integers(1, 2048)), min_size=1, max_size=4)
 

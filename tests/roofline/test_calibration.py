@@ -1,25 +1,21 @@
 """Constants: where they come from is always said, and they predict operations that others measured."""
 
 import dataclasses
+import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from nanoserve.roofline.calibration import Calibration, Kernel, constants_for, provenance
-from nanoserve.roofline.ops import Op
-from nanoserve.roofline.timing import op_times
+from nanoserve.roofline import constants_files
+from nanoserve.roofline.calibration import Calibration, Collective, Kernel, constants_for, provenance
+from nanoserve.roofline.efficiency import Errors, Validation
 from nanoserve.specs.chip_registry import chip, chip_names
 from nanoserve.specs.errors import ConfigError
 from tests.roofline import factories as make
 
-PROFILES = Path(__file__).parents[3] / "shared" / "profiles" / "aiconfigurator_h100"
-# Mean absolute relative errors of the constants on the profile, measured once and rounded up.
-MATMUL_BF16_ERROR = 0.08
-MATMUL_FP8_ERROR = 0.25
-DECODE_ATTENTION_ERROR = 0.25
-PREFILL_ATTENTION_ERROR = 0.17
-ALL_REDUCE_ERROR = 0.20
+H100 = chip("h100_sxm")
+FILES = sorted(path for path in constants_files.FOLDER.glob("*.json") if path != constants_files.VALIDATION)
+SHARES = ("memory_share", "compute_share", "quantise_share", "overlap")
 
 
 @pytest.mark.parametrize("name", chip_names())
@@ -29,125 +25,171 @@ def test_every_constant_of_every_chip_states_its_source(name, mode):
         assert len(row) == 4 and row[3], row
 
 
-def test_only_an_h100_is_called_calibrated():
-    for name in chip_names():
-        calibration = constants_for(chip(name), make.BF16, "calibrated")
-        said = "uncalibrated" in calibration.stack and "not validated" in calibration.validation
-        assert said == (name != "h100_sxm")
+@pytest.mark.parametrize("name", chip_names())
+def test_a_chip_without_a_file_of_its_own_says_that_it_borrows(name):
+    calibration = constants_for(chip(name), make.BF16, "calibrated")
+    borrows = not constants_files.stacks(name)
+    assert calibration.file.startswith(name) != borrows
+    assert ("uncalibrated" in calibration.name) == borrows
+    for field in ("matmul", "decode_attention", "prefill_attention", "collectives", "host_gap_s"):
+        assert ("uncalibrated" in calibration.sources[field]) == borrows, field
+
+
+def test_a_chip_that_borrows_says_why_it_is_uncalibrated_until_it_is_validated(monkeypatch):
+    monkeypatch.setattr(constants_files, "_validations", dict)
+    said = str(constants_for(chip("tpu_v5p"), make.BF16, "calibrated").validation)
+    assert said.startswith("uncalibrated: nothing was measured end to end on tpu_v5p")
+    assert "not validated" in str(constants_for(H100, make.BF16, "calibrated").validation)
+
+
+def test_validation_is_read_by_chip_stack_and_mode(monkeypatch):
+    found = {"rows": 3, "sources": ["a"], "command": "c", "tpot": {"mean_abs": 0.05, "p50": 0.04, "p90": 0.1}}
+    monkeypatch.setattr(constants_files, "_validations", lambda: {"h100_sxm/vllm/calibrated": found})
+    validation = constants_for(H100, make.BF16, "calibrated").validation
+    assert validation == Validation(
+        rows=3, sources=("a",), command="c", errors={"tpot": Errors(mean_abs=0.05, p50=0.04, p90=0.1)}
+    )
+    assert str(validation) == "mean absolute error on 3 published results: tpot 5.0% (median 4.0%, p90 10.0%)"
+    assert not constants_for(H100, make.BF16, "calibrated", "tensorrt_llm").validation.rows
 
 
 def test_the_limit_has_no_overheads_and_full_shares():
-    sol = constants_for(chip("h100_sxm"), make.FP8, "sol")
-    assert sol.host_gap_s == 0
+    sol = constants_for(H100, make.FP8, "sol")
+    assert sol.host_gap_s == sol.host_row_s == 0
     for field in dataclasses.fields(Calibration):
         value = getattr(sol, field.name)
         if isinstance(value, Kernel):
-            assert (value.overhead_s, value.compute_share) == (0, 1) and value.memory_share >= 1
+            assert (value.overhead_s, value.compute_share, value.overlap) == (0, 1, 1) and value.memory_share >= 1
 
 
 def test_a_number_of_chips_between_two_known_ones_takes_the_larger():
-    calibration = constants_for(chip("h100_sxm"), make.BF16, "calibrated")
+    calibration = constants_for(H100, make.BF16, "calibrated")
     assert calibration.collective_for(3) == calibration.collectives[4]
     assert calibration.collective_for(16) == calibration.collectives[8]
 
 
-def test_an_unknown_mode_names_the_nearest():
+def test_kv_of_eight_bits_has_attention_constants_of_its_own():
+    wide, narrow = (constants_for(H100, precision, "calibrated") for precision in (make.BF16, make.FP8))
+    assert wide.decode_attention != narrow.decode_attention and wide.prefill_attention != narrow.prefill_attention
+
+
+def test_shares_are_carried_to_another_chip_and_overheads_are_kept():
+    here, there = (constants_for(chip(name), make.BF16, "calibrated") for name in ("h100_sxm", "a100_sxm_80gb"))
+    assert there.matmul == here.matmul
+    scale = chip("a100_sxm_80gb").link_bytes_per_s / H100.link_bytes_per_s
+    assert there.collectives[2].bytes_per_s == pytest.approx(scale * here.collectives[2].bytes_per_s)
+    assert there.collectives[2].overhead_s == here.collectives[2].overhead_s
+
+
+def test_an_unknown_mode_or_stack_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'calibrated'"):
-        constants_for(chip("h100_sxm"), make.BF16, "calibrate")  # pyright: ignore[reportArgumentType]
+        constants_for(H100, make.BF16, "calibrate")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"Pricing\.stack = 'tensort_llm'.*Did you mean 'tensorrt_llm'"):
+        constants_for(H100, make.BF16, "calibrated", "tensort_llm")
 
 
-# ---- against single operations that others measured ----
+# ---- files ----
 
 
-def profile(name: str):
-    polars = pytest.importorskip("polars")
-    path = PROFILES / f"h100_sxm__{name}.parquet"
-    if not path.exists():
-        pytest.skip(f"no measured profile at {path}")
-    return polars.read_parquet(path).to_dict()
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_file_is_read_and_written_back_unchanged(path, tmp_path):
+    name, stack = path.name.split(".")[:2]
+    constants_files.save(tmp_path / "again.json", constants_files.read(name, stack))
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text())
 
 
-def columns(table, keep: np.ndarray, *names: str) -> list[np.ndarray]:
-    return [table[name].to_numpy()[keep].astype(float) for name in names]
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_constant_is_better_than_the_datasheet_and_every_entry_has_a_source(path):
+    file = constants_files.load(*path.name.split(".")[:2])
+    for kind, entries in file.constants.items():
+        for variant, entry in entries.items():
+            assert entry["source"], (kind, variant)
+            for share in SHARES:
+                assert 0 <= entry.get(share, 1) <= 1, (kind, variant, share)
+            assert all(value >= 0 for value in entry.values() if isinstance(value, int | float))
 
 
-def error(op: Op, ways: int, measured_ms: np.ndarray) -> float:
-    cluster, precision = make.cluster(ways=ways), make.FP8 if op.compute == "fp8" else make.BF16
-    calibration = constants_for(cluster.chip, precision, "calibrated")
-    return float(np.mean(np.abs(op_times(op, cluster, calibration).total / (measured_ms * 1e-3) - 1)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_fitted_entry_states_its_errors_on_rows_that_it_has_not_seen(path):
+    for entries in constants_files.read(*path.name.split(".")[:2]).constants.values():
+        for entry in entries.values():
+            assert ("fit" in entry) == entry["source"].startswith("fitted to h100_sxm__")
+            if "fit" in entry:
+                held_out = entry["fit"]["held_out"]
+                assert held_out["rows"] > 0 and 0 <= held_out["p50"] <= held_out["p90"]
+                assert sum(bucket["rows"] for bucket in entry["fit"]["buckets"]) == held_out["rows"]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "compute", "size", "limit"),
-    [("bfloat16", "bf16", 2, MATMUL_BF16_ERROR), ("fp8", "fp8", 1, MATMUL_FP8_ERROR)],
-)
-def test_matrix_products_agree_with_the_h100_profile(dtype, compute, size, limit):
-    table = profile("gemm__vllm-0.24.0__gemm_perf")
-    shape = [table[x].to_numpy() for x in "nk"]
-    keep = (table["gemm_dtype"].to_numpy() == dtype) & (np.minimum(*shape) >= 1024) & (np.maximum(*shape) < 50_000)
-    m, n, k, measured = columns(table, keep, "m", "n", "k", "latency")
-    op = Op(
-        name="product",
-        kind="matmul",
-        compute=compute,
-        flops=2 * m * n * k,
-        weight_bytes=n * k * size,
-        activation_bytes=2 * m * (n + k),
-        launches=1,
+def test_a_file_takes_from_its_base_what_it_does_not_state_and_says_so():
+    base, sync = constants_files.load("h100_sxm", "vllm"), constants_files.load("h100_sxm", "vllm_sync")
+    assert sync.kernel("matmul", "fp8") == base.kernel("matmul", "fp8")
+    assert sync.source("matmul").endswith("as in h100_sxm.vllm.json")
+    assert sync.entry("host", "step") != base.entry("host", "step")
+    server = constants_files.load("h100_sxm", "trtllm_serve")  # of a base that has a base itself
+    assert server.kernel("attention_decode", "bf16") == base.kernel("attention_decode", "bf16")
+
+
+def test_constants_from_another_chips_file_say_so():
+    sources = constants_for(chip("rtx_pro_6000"), make.BF16, "calibrated").sources
+    assert "carried over from h100_sxm.vllm.json as shares of the datasheet" in sources["decode_attention"]
+
+
+def test_a_damaged_or_incomplete_file_is_an_error_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants_files, "FOLDER", tmp_path)
+    (tmp_path / "h100_sxm.bad.json").write_text("{")
+    (tmp_path / "h100_sxm.odd.json").write_text('{"chip": "h100_sxm"}')
+    for stack in ("bad", "odd"):
+        with pytest.raises(ConfigError, match=f"h100_sxm.{stack}.json"):
+            constants_files.load("h100_sxm", stack)
+    file = constants_files.ConstantsFile(chip="c", stack="s", label="", command="", constants={})
+    with pytest.raises(ConfigError, match=r"c\.s\.json: has no constants of 'matmul' for 'bf16'"):
+        file.entry("matmul", "bf16")
+
+
+# ---- collectives ----
+
+
+def test_a_message_takes_the_faster_algorithm_and_many_take_as_long_as_one_by_one():
+    both = Collective(1.0, 1.0, bulk=Collective(10.0, 4.0))
+    assert sum(both.times(2.0, 1)) == 3.0
+    assert sum(both.times(100.0, 1)) == 35.0
+    assert sum(both.times(300.0, 3)) == 3 * 35.0
+
+
+def test_a_message_longer_than_a_library_takes_waits_for_the_other_one():
+    both = Collective(1.0, 1.0, longest_bytes=4.0, beyond=Collective(10.0, 1.0))
+    assert sum(both.times(4.0, 1)) == 5.0
+    assert sum(both.times(5.0, 1)) == 15.0
+    assert sum(both.times(8.0, 2)) == 10.0
+    assert sum(both.times(0.0, 0)) == 0.0
+
+
+def test_vllm_leaves_long_messages_of_eight_gpus_to_nccl():
+    """256 KiB is its limit there; both libraries' constants are in its file."""
+    known = constants_for(H100, make.BF16, "calibrated").collective_for(8)
+    ring = 2 * 7 / 8 * (256 << 10)
+    assert known.beyond is not None
+    assert known.times(ring, 1) != known.beyond.times(ring, 1)
+    assert known.times(ring + 1, 1) == known.beyond.times(ring + 1, 1)
+
+
+def test_a_stack_with_nccl_alone_uses_it_at_every_size():
+    entry = {"overhead_s": 1.0, "link_share": 0.5, "source": "s"}
+    file = constants_files.ConstantsFile(
+        chip="c", stack="s", label="", command="", constants={"all_reduce_nccl": {"2": entry}}
     )
-    assert len(m) > 10_000
-    assert error(op, 1, measured) < limit
-
-
-def test_decode_attention_agrees_with_the_h100_profile():
-    table = profile("attention__vllm-0.24.0__generation_attention_perf")
-    keep = _flash_attention(table)
-    rows, past, heads, kv_heads, measured = columns(
-        table, keep, "batch_size", "step", "num_heads", "num_key_value_heads", "latency"
-    )
-    attended = rows * (past + 1)
-    op = Op(
-        name="attention_decode",
-        kind="attention_decode",
-        flops=4 * attended * heads * 128,
-        kv_read_bytes=2 * attended * kv_heads * 128 * 2,
-        launches=1,
-    )
-    assert len(rows) > 500
-    assert error(op, 1, measured) < DECODE_ATTENTION_ERROR
-
-
-def test_prefill_attention_agrees_with_the_h100_profile():
-    table = profile("attention__vllm-0.24.0__context_attention_perf")
-    keep = _flash_attention(table) & (table["isl"].to_numpy() >= 128)
-    rows, tokens, heads, measured = columns(table, keep, "batch_size", "isl", "num_heads", "latency")
-    op = Op(
-        name="attention_prefill",
-        kind="attention_prefill",
-        flops=2 * rows * tokens * (tokens + 1) * heads * 128,
-        launches=1,
-        reuse_tokens=tokens + 1,
-    )
-    assert len(rows) > 150
-    assert error(op, 1, measured) < PREFILL_ATTENTION_ERROR
+    assert file.collectives(4.0) == {2: Collective(1.0, 2.0)}
 
 
 @pytest.mark.parametrize("ways", [2, 4, 8])
-def test_all_reduces_of_a_step_agree_with_the_h100_profile(ways):
-    table = profile("comm__vllm-0.24.0__custom_allreduce_perf")
-    elements = table["message_size"].to_numpy()
-    keep = (
-        (table["num_gpus"].to_numpy() == ways) & (table["backend"].to_numpy() == "vllm_graph") & (elements <= 1 << 24)
-    )
-    elements, measured = columns(table, keep, "message_size", "latency")
-    op = Op(name="all_reduce", kind="collective", link_bytes=2 * (ways - 1) / ways * 2 * elements, launches=1)
-    assert error(op, ways, measured) < ALL_REDUCE_ERROR
+def test_no_all_reduce_is_faster_than_the_links(ways):
+    for stack in constants_files.stacks("h100_sxm"):
+        calibrated = constants_for(H100, make.BF16, "calibrated", stack).collective_for(ways)
+        limit = constants_for(H100, make.BF16, "sol").collective_for(ways)
+        for size in (1e3, 1e6, 1e9):
+            assert sum(calibrated.times(size, 1)) >= sum(limit.times(size, 1))
 
 
-def _flash_attention(table) -> np.ndarray:
-    """Rows of the kernel that vLLM picks on an H100, bf16, head size 128, 8 query heads per KV head, no window."""
-    wanted = {"kernel_source": "vllm_flash_attn_fa3", "kv_cache_dtype": "bfloat16", "head_dim": 128, "window_size": 0}
-    keep = table["num_heads"].to_numpy() == 8 * table["num_key_value_heads"].to_numpy()
-    for name, value in wanted.items():
-        keep &= table[name].to_numpy() == value
-    return keep
+def test_the_constants_ship_with_the_package():
+    patterns = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'nanoserve = ["roofline/constants/*.json"]' in patterns

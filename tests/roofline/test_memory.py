@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from nanoserve.roofline.memory import (
     MemoryPlan,
     activation_peak_bytes,
+    headroom_bytes,
     max_batch,
     max_context,
     memory_plan,
@@ -76,6 +78,39 @@ def test_the_most_that_fits_fits_and_one_more_does_not(pages, page_tokens, batch
     assert most * needed <= pages < (most + 1) * needed
     longest = max_context(plan, batch)
     assert batch * -(-longest // page_tokens) <= pages < batch * -(-(longest + 1) // page_tokens)
+
+
+@given(
+    pages=st.integers(0, 3000),
+    page_tokens=st.sampled_from([1, 16]),
+    groups=st.sampled_from([1, 2, 8]),
+    batch=st.integers(1, 300),
+    context=st.integers(1, 3000),
+)
+def test_the_envelope_ends_where_the_most_that_fits_does(pages, page_tokens, groups, batch, context):
+    plan = MemoryPlan(
+        hbm_bytes=0,
+        planned_bytes=pages * page_tokens * 8,
+        weight_bytes=0,
+        activation_bytes=0,
+        runtime_bytes=0,
+        page_bytes=page_tokens * 8,
+        kv_bytes_per_token=8,
+        kv_groups=groups,
+    )
+    assert (headroom_bytes(plan, context, batch) >= 0) == (batch <= max_batch(plan, context))
+    longest = max_context(plan, batch)
+    assert headroom_bytes(plan, longest, batch) >= 0 > headroom_bytes(plan, longest + 1, batch)
+
+
+def test_an_envelope_is_one_array():
+    spec, cluster = model("llama-3.1-70b"), make.cluster(ways=8)
+    plan = memory_plan(spec, cluster, make.BF16)
+    contexts, batches = np.array([[1000], [100_000]]), np.array([[1, 64, 512]])
+    left = headroom_bytes(plan, contexts, batches)
+    assert left.shape == (2, 3)
+    assert left.tolist() == [[headroom_bytes(plan, c, b) for b in (1, 64, 512)] for c in (1000, 100_000)]
+    assert left[0, 0] == plan.kv_bytes - 63 * plan.page_bytes
 
 
 def test_quantised_kv_takes_memory_for_its_factors():

@@ -8,21 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoserve.roofline.counts import StepCounts
-from nanoserve.roofline.ops import (
-    Op,
-    attention_flops,
-    expected_experts,
-    matmul_flops,
-    prefill_attention,
-    step_ops,
-    totals,
-)
+from nanoserve.roofline.matrices import attention_flops, matmul_flops
+from nanoserve.roofline.moe import expected_experts
+from nanoserve.roofline.op import Op, totals
+from nanoserve.roofline.ops import prefill_attention, step_ops
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.model_registry import model
 from nanoserve.specs.sizes import parameter_counts, weight_bytes
 from tests.roofline import factories as make
 
+NUMBERS = [field.name for field in dataclasses.fields(Op) if field.name not in ("name", "kind", "compute", "heads")]
 MIXED = make.joined(make.decode_counts(32, 700), make.prefill_counts([(0, 300), (64, 200)], sampled=1))
 
 
@@ -45,26 +41,23 @@ def test_attention_flops_are_four_per_pair_head_and_element():
 def test_one_chip_computes_exactly_the_flops_of_the_model(spec, precision, data):
     counts = data.draw(make.plans(spec))
     sums = totals(step_ops(spec, make.cluster(), precision, counts))
-    windowed = spec.sliding_window_tokens is not None
-    pairs = (
-        counts.decode_window_tokens + counts.prefill_window_pairs
-        if windowed
-        else counts.decode_kv_tokens + counts.prefill_pairs
-    )
+    pairs = counts.decode_kv_tokens + counts.prefill_pairs
+    window_pairs = counts.decode_window_tokens + counts.prefill_window_pairs
     assert sums.matmul_flops == matmul_flops(spec, counts.new_tokens, counts.sampled)
-    assert sums.attention_flops == attention_flops(spec, pairs)
+    if spec.mla is None:  # which computes more than the textbook's FLOPs, see below
+        assert sums.attention_flops == attention_flops(spec, pairs, window_pairs)
     assert isinstance(sums.matmul_flops, int) and isinstance(sums.attention_flops, int)
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen2.5-7b", "gpt3-175b", "smollm2-135m", "phi-3-mini"])
-@pytest.mark.parametrize("precision", [make.BF16, make.FP8])
+@pytest.mark.parametrize("precision", [make.BF16, make.FP8, Precision(weights="int4"), Precision(weights="fp4")])
 def test_a_step_reads_every_stored_weight_once_except_rows_of_the_embedding(name, precision):
     spec = model(name)
     ops = step_ops(spec, make.cluster(), precision, make.decode_counts(7, 100))
     read = totals(ops).weight_bytes - named(ops, "embed").weight_bytes
     parameters = parameter_counts(spec)
     only_gathered = parameters.positions + (0 if spec.tied_embeddings else parameters.embedding)
-    assert read == weight_bytes(spec, precision) - 2 * only_gathered
+    assert read == pytest.approx(weight_bytes(spec, precision) - 2 * only_gathered, abs=1)
 
 
 def test_a_plan_of_several_steps_reads_weights_each_step_and_writes_each_token_once():
@@ -108,6 +101,24 @@ def test_a_sliding_window_bounds_what_attention_reads_and_computes():
     assert attention.flops == attention_flops(spec, 3 * 4096)
 
 
+def test_a_window_on_some_layers_bounds_those():
+    spec = dataclasses.replace(model("mistral-7b-v0.1"), full_attention_every=4)
+    counts = make.decode_counts(3, 10_000, window=4096)
+    attention = named(step_ops(spec, make.cluster(), make.BF16, counts), "attention_decode")
+    assert attention.kv_read_bytes == 3 * (8 * 10_000 + 24 * 4096) * 131072 // 32
+    assert attention.flops == attention_flops(spec, 3 * 10_000, 3 * 4096)
+
+
+def test_a_soft_cap_moves_nothing_and_norms_after_a_layer_do():
+    plain = model("llama-3.1-8b")
+    capped = dataclasses.replace(plain, attention_soft_cap=50.0, logits_soft_cap=30.0)
+    assert step_ops(capped, make.cluster(), make.BF16, MIXED) == step_ops(plain, make.cluster(), make.BF16, MIXED)
+    more = dataclasses.replace(plain, post_norms=True)
+    before, after = (named(step_ops(spec, make.cluster(), make.BF16, MIXED), "elementwise") for spec in (plain, more))
+    assert after.unfused_bytes - before.unfused_bytes == 32 * MIXED.new_tokens * 2 * 2 * 4096 * 2
+    assert after.launches - before.launches == 2 * 32
+
+
 def test_routed_experts_compute_top_k_and_read_those_chosen():
     spec = model("mixtral-8x7b")
     expert = 2 * 4096 * 2 * 14336  # bytes of gate and up
@@ -134,9 +145,10 @@ def test_arrays_give_what_numbers_give(spec, cluster, precision, data):
     columns = step_ops(spec, cluster, precision, stacked)
     for row, plan in enumerate(plans):
         for many, one in zip(columns, step_ops(spec, cluster, precision, plan), strict=True):
-            for field in dataclasses.fields(Op)[3:]:
-                value = np.broadcast_to(getattr(many, field.name), 3)[row]
-                assert value == pytest.approx(getattr(one, field.name), rel=1e-12), (one.name, field.name)
+            assert (many.name, many.kind, many.compute, many.heads) == (one.name, one.kind, one.compute, one.heads)
+            for field in NUMBERS:
+                value = np.broadcast_to(getattr(many, field), 3)[row]
+                assert value == pytest.approx(getattr(one, field), rel=1e-12), (one.name, field)
 
 
 def test_prefill_attention_alone_is_the_one_of_step_ops():
@@ -144,9 +156,9 @@ def test_prefill_attention_alone_is_the_one_of_step_ops():
     assert prefill_attention(spec, cluster, make.BF16, MIXED) in step_ops(spec, cluster, make.BF16, MIXED)
 
 
-def test_a_mesh_axis_that_is_not_priced_is_refused():
-    two = ClusterSpec(chip=make.cluster().chip, mesh={"data": 2, "tensor": 4})
-    with pytest.raises(ConfigError, match="only the axis 'tensor' is priced"):
+def test_a_mesh_axis_that_does_not_exist_names_the_nearest():
+    two = ClusterSpec(chip=make.cluster().chip, mesh={"tensro": 2})
+    with pytest.raises(ConfigError, match=r"no axis 'tensro'.*Did you mean 'tensor'"):
         step_ops(model("llama-3.1-8b"), two, make.BF16, MIXED)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from nanoserve.roofline.calibration import constants_for
 from nanoserve.roofline.memory import MemoryPlan, max_batch
-from nanoserve.roofline.ops import step_ops, totals
+from nanoserve.roofline.op import totals
+from nanoserve.roofline.ops import step_ops
 from nanoserve.roofline.timing import bound_times
 from nanoserve.specs.model_registry import model
 from nanoserve.specs.sizes import kv_bytes_per_token, parameter_counts

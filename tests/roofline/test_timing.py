@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nanoserve.roofline.calibration import Mode, constants_for
 from nanoserve.roofline.counts import StepCounts
 from nanoserve.roofline.numeric import interpolate_log2
-from nanoserve.roofline.ops import step_ops, totals
+from nanoserve.roofline.op import totals
+from nanoserve.roofline.ops import step_ops
 from nanoserve.roofline.timing import bound_times, critical_batch_tokens, op_times, step_time
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import Precision

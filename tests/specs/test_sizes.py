@@ -15,7 +15,7 @@ from nanoserve.specs.models import ModelSpec, MoeSpec
 from nanoserve.specs.sizes import (
     expert_parameters,
     kv_bytes_per_token,
-    matrix_parameters_per_layer,
+    matrix_parameters,
     parameter_counts,
     weight_bytes,
 )
@@ -37,9 +37,12 @@ def test_gpt3_total_equals_the_gpt2_of_its_shape_and_the_paper():
 @pytest.mark.parametrize("name", model_names())
 def test_parts_add_up_to_the_total(name: str):
     spec, counts = model(name), parameter_counts(model(name))
-    layer = counts.attention_per_layer + counts.mlp_per_layer + counts.router_per_layer + counts.vectors_per_layer
+    dense_layers = spec.moe.dense_layers if spec.moe else 0
+    layers = spec.layers * (counts.attention_per_layer + counts.vectors_per_layer)
+    layers += dense_layers * counts.dense_mlp_per_layer
+    layers += (spec.layers - dense_layers) * (counts.mlp_per_layer + counts.router_per_layer)
     whole = counts.embedding + counts.positions + counts.head + counts.final_norm
-    assert counts.total == whole + spec.layers * layer
+    assert counts.total == whole + layers
 
 
 def test_tied_head_costs_nothing_and_an_untied_one_costs_the_table():
@@ -82,11 +85,11 @@ def test_kv_bytes_of_worked_examples(name: str, dtype: str, tokens: int, expecte
 def test_quantised_weights_leave_embedding_head_and_norms_in_bf16():
     spec = model("llama-3.1-8b")
     counts = parameter_counts(spec)
-    matrices = 32 * matrix_parameters_per_layer(spec)
+    matrices = matrix_parameters(spec)
     rest = 2 * 128256 * 4096 + (32 * 2 + 1) * 4096
     assert counts.total == matrices + rest
     assert weight_bytes(spec, Precision(weights="fp8")) == matrices + 2 * rest
-    assert 2 * weight_bytes(spec, Precision(weights="int4")) == matrices + 4 * rest
+    assert weight_bytes(spec, Precision(weights="int4")) == matrices // 2 + matrices // 128 * 2 + 2 * rest
 
 
 def test_unquantised_weights_take_one_dtype_throughout():
@@ -98,7 +101,7 @@ def test_unquantised_weights_take_one_dtype_throughout():
 
 def test_router_is_not_quantised():
     spec = model("mixtral-8x7b")
-    assert matrix_parameters_per_layer(spec) == 2 * 4096 * (4096 + 1024) + 8 * 3 * 4096 * 14336
+    assert matrix_parameters(spec) == 32 * (2 * 4096 * (4096 + 1024) + 8 * 3 * 4096 * 14336)
 
 
 def test_unknown_dtype_is_answered_with_the_nearest():

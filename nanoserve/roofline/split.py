@@ -1,0 +1,86 @@
+"""How a mesh divides a model and its work: what one chip holds and which sequences it sees.
+
+| axis | divides | a step then |
+|---|---|---|
+| `tensor` | heads, columns, vocabulary | sums the residual stream twice a layer |
+| `expert` | experts, and sequences everywhere else | sends tokens to their experts and back |
+| `pipeline` | layers, in stages | runs as many microbatches as stages, one after the other |
+| `data` | requests | is a step of one replica |
+
+Neighbouring chips share `tensor`, then `expert`, then `pipeline`, then `data`.
+
+**Data.** A replica is an engine of its own with its share of the requests. Counts, bytes and seconds are those of one
+replica; rates and costs of the cluster are `data` times that.
+
+**Pipeline.** A step is cut into microbatches, as many as there are stages, so that every stage has one to work on; each
+stage's weights are read once for each of them. The next step's first microbatch enters as soon as this step's has left,
+so a full pipeline has no bubble and a step takes what its busiest stage takes, which is taken to be the one with the
+head. A pipeline that has to be filled first, for a lone prompt, idles `bubble_share` of the time besides; no step is
+charged for that.
+
+**Expert.** Sequences are divided evenly over the groups of the axis, so with fewer sequences than groups a price is too
+low. Experts are not: `moe` expects how many tokens the busiest group gets.
+
+Next: `links` (what the axes are wired with), `matrices`, `ops`.
+"""
+
+import dataclasses
+import math
+
+from nanoserve.specs.chips import ClusterSpec
+from nanoserve.specs.errors import ConfigError, nearest
+
+AXES = ("tensor", "expert", "pipeline", "data")  # from neighbours outwards
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Sizes of the axes, 1 where the mesh has none."""
+
+    tensor: int = 1
+    expert: int = 1
+    pipeline: int = 1
+    data: int = 1
+
+    @property
+    def replica_chips(self) -> int:
+        """Chips of one replica, which price a step together."""
+        return self.tensor * self.expert * self.pipeline
+
+    def heads(self, heads: int) -> int:
+        """Heads that the busiest chip holds; fewer heads than chips are copied, and a head is never cut."""
+        return math.ceil(heads / self.tensor)
+
+    def columns(self, columns: int) -> int:
+        """Columns, or vocabulary rows, that the busiest chip holds."""
+        return math.ceil(columns / self.tensor)
+
+    def layers(self, layers: int) -> int:
+        """Layers of one kind in the fullest stage; kinds are spread evenly over the stages."""
+        return math.ceil(layers / self.pipeline)
+
+    def experts(self, experts: int) -> int:
+        """Experts that the fullest group holds."""
+        return math.ceil(experts / self.expert)
+
+
+def split_of(cluster: ClusterSpec) -> Split:
+    """Returns the axes of a cluster's mesh.
+
+    Raises:
+      ConfigError: an axis that does not exist, or a size below 1.
+    """
+    for axis, size in cluster.mesh.items():
+        if axis not in AXES:
+            raise ConfigError(f"mesh {dict(cluster.mesh)}: no axis '{axis}' is priced.{nearest(axis, AXES)}")
+        if size < 1:
+            raise ConfigError(f"mesh {dict(cluster.mesh)}: axis '{axis}' has size {size}; must be at least 1")
+    return Split(**cluster.mesh)
+
+
+def bubble_share(stages: int, microbatches: int) -> float:
+    """Returns the share of time that an empty pipeline idles while `microbatches` pass through its stages once.
+
+    Source: Huang et al., "GPipe", 2019, section 2.3.
+    """
+    return (stages - 1) / (microbatches + stages - 1)
