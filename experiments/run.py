@@ -3,6 +3,7 @@
     python experiments/run.py --config=llama70b_h100
     python experiments/run.py --config=smollm2_cpu --set Sampling.temperature=0.7 --set Engine.max_seqs=4
     python experiments/run.py --config=llama8b_h100 --trace=requests.csv --executor=roofline --out=/tmp/runs
+    python experiments/run.py --config=smollm2_cpu --compare_executors
 
 Exit code 0: the run is complete (`DONE` is in its folder). 2: something the user can mend, said in one message;
 whatever was computed before is on disk.
@@ -29,6 +30,7 @@ from nanoserve.specs.config import resolve as resolve_config
 from nanoserve.specs.errors import CapacityError, ConfigError, NanoserveError
 
 if TYPE_CHECKING:
+    from experiments.run_compared import Alone
     from nanoserve.replay import Replay
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,7 +77,7 @@ def _command(arguments: Sequence[str], signals: StopSignals) -> None:
         print(loaded.operative, end="")
         return
     try:
-        _run(loaded, Path(asked.config).stem, Path(asked.out), signals)
+        _run(loaded, asked, signals)
     except Exception as error:
         # JAX's own class cannot be named without importing JAX, which a simulated run does not need.
         if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
@@ -102,6 +104,9 @@ def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_string("trace", None, "request log to replay instead of the config's", flag_values=own)
     flags.DEFINE_enum("executor", None, ["auto", "jax", "roofline"], "who runs the steps", flag_values=own)
     flags.DEFINE_string("out", "runs", "folder for run folders", flag_values=own)
+    flags.DEFINE_bool(
+        "compare_executors", False, "simulate the run too, with its programs' own times, and compare", flag_values=own
+    )
     flags.DEFINE_bool("print_config", False, "print every value of the config and exit", flag_values=own)
 
 
@@ -116,20 +121,25 @@ def _load(asked: flags.FlagValues) -> Loaded:
     return loaded
 
 
-def _run(loaded: Loaded, name: str, out: Path, signals: StopSignals) -> None:
+def _run(loaded: Loaded, asked: flags.FlagValues, signals: StopSignals) -> None:
+    from experiments.run_compared import Alone, Compared
     from experiments.run_files import Outcome, print_run, write_records, write_run
     from nanoserve.replay import prepare, trace_fingerprint
     from nanoserve.report.run_folder import RunFolder, git_state, run_id
 
-    started = time.perf_counter()
+    started, name = time.perf_counter(), Path(asked.config).stem
     replay = prepare(loaded.value)
+    companion = Compared() if asked.compare_executors else Alone()
+    companion.check(replay)
     trace_hash = trace_fingerprint(replay.trace)
-    folder = RunFolder(out, name, run_id(loaded.operative, trace_hash, git_state()[0]))
+    folder = RunFolder(asked.out, name, run_id(loaded.operative, trace_hash, git_state()[0]))
     over = functools.partial(Outcome, loaded=loaded, replay=replay, trace_hash=trace_hash)
     with signals.deferred():
         print(f"{name}: {replay.choice.line}\n  {_what(replay)}", flush=True)
         try:
-            complete = _execute(replay, signals)
+            complete = _execute(replay, signals, companion)
+            if complete:
+                companion.after(replay, folder)
         except BaseException:  # nothing already computed is lost, whatever this is
             write_records(folder, over(complete=False, elapsed_s=time.perf_counter() - started))
             print(f"the records so far are in {folder.path}, without DONE", file=sys.stderr)
@@ -154,8 +164,8 @@ def _what(replay: "Replay") -> str:
     )
 
 
-def _execute(replay: "Replay", signals: StopSignals) -> bool:
-    """Warms up and runs; returns whether the run came to its end."""
+def _execute(replay: "Replay", signals: StopSignals, companion: "Alone") -> bool:
+    """Warms up, does what comes before, and runs; returns whether the run came to its end."""
     from nanoserve.engine.types import to_seconds
     from nanoserve.report.progress import Progress
 
@@ -165,6 +175,7 @@ def _execute(replay: "Replay", signals: StopSignals) -> bool:
             progress.update(done, program=program)
             if signals.caught:
                 return False
+    companion.before(replay)
     with Progress(len(replay.trace), "requests") as progress:
         replay.run(
             should_stop=lambda: signals.caught is not None,

@@ -82,7 +82,8 @@ def print_run(outcome: Outcome, summary: Summary) -> None:
     state = "complete" if outcome.complete else "partial: the run was stopped"
     print(f"{replay.choice.line}; {state}; {outcome.elapsed_s:.1f} s of work")
     role = "priced with" if replay.choice.executor == "roofline" else "measured; time by bound is divided with"
-    print(f"{role} {calibration.name} ({calibration.mode}): {calibration.validation}")
+    file = f", {calibration.file}" if calibration.file else ""
+    print(f"{role} {calibration.name} ({calibration.mode}{file}): {calibration.validation}")
 
 
 def _write_all(folder: RunFolder, outcome: Outcome) -> Summary:
@@ -122,7 +123,12 @@ def _summary_dict(outcome: Outcome, summary: Summary) -> dict:
         "how": replay.choice.line,
         "complete": outcome.complete,
         "requests_in_trace": len(replay.trace),
-        "pricing": {"mode": calibration.mode, "constants": calibration.name, "validation": calibration.validation},
+        "pricing": {
+            "mode": calibration.mode,
+            "constants": calibration.name,
+            "file": calibration.file,
+            "validation": str(calibration.validation),
+        },
         "elapsed_s": round(outcome.elapsed_s, 3),
         **summary.as_dict(),
     }

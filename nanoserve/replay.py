@@ -16,13 +16,14 @@ from nanoserve.engine.clock import Clock, VirtualClock, WallClock
 from nanoserve.engine.engine import Engine, Load
 from nanoserve.engine.log import RunLog
 from nanoserve.engine.scheduler import Scheduler
-from nanoserve.engine.types import EngineConfig, Executor, Request, to_ticks
+from nanoserve.engine.types import TICKS_PER_S, EngineConfig, Executor, Request, to_ticks
 from nanoserve.executors.choose import Choice, choose_executor
 from nanoserve.executors.roofline_executor import RooflineExecutor
 from nanoserve.experiment import Experiment, Facts, resolve
 from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.memory import num_pages
 from nanoserve.roofline.records import cost_columns
+from nanoserve.roofline.table_pricing import pricer_for
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.load import ClosedLoop, OpenLoop
@@ -87,7 +88,6 @@ class Replay:
         """Compiles every program of a real run, yielding their names; nothing to do for a simulated one."""
         if self.jax_executor is not None:
             yield from self.jax_executor.warm_up()
-            self.engine.clock = WallClock()  # the run starts now, not when compilation did
 
     def run(
         self,
@@ -96,6 +96,8 @@ class Replay:
         observe: Callable[[int, int], None] = lambda done, now: None,
     ) -> None:
         """Runs to the end, or until `should_stop`; see `Engine.run`."""
+        if self.jax_executor is not None:
+            self.engine.clock = WallClock()  # the run starts now, not when compilation did
         self.engine.run(should_stop=should_stop, observe=observe)
 
     def records(self) -> Records:
@@ -137,7 +139,8 @@ def prepare(experiment: Experiment) -> Replay:
     choice = choose_executor(experiment.executor, facts.model, facts.cluster, experiment.precision)
     tokenizer = _tokenizer(experiment)
     trace = open_trace(experiment.trace, tokenizer.encode if tokenizer else None)
-    calibration = constants_for(facts.cluster.chip, experiment.precision, experiment.pricing.mode)
+    pricing = experiment.pricing
+    calibration = constants_for(facts.cluster.chip, experiment.precision, pricing.mode, pricing.stack, pricing.table)
     config = experiment.engine
     pages = config.num_pages or num_pages(
         facts.model,
@@ -157,7 +160,8 @@ def prepare(experiment: Experiment) -> Replay:
         executor = jax_executor = _jax_executor(experiment, facts, trace, weights, pages, tokenizer)
         clock = WallClock()
     else:
-        executor = RooflineExecutor(facts.model, facts.cluster, experiment.precision, calibration)
+        pricer = pricer_for(facts.model, facts.cluster, experiment.precision, calibration, ticks_per_s=TICKS_PER_S)
+        executor = RooflineExecutor(facts.model, facts.cluster, experiment.precision, calibration, pricer)
     load = open_load(experiment.trace, trace, to_ticks)
     engine = build_engine(config, facts.model, trace, pages, executor, clock, load)
     return Replay(
@@ -171,6 +175,25 @@ def prepare(experiment: Experiment) -> Replay:
         jax_executor=jax_executor,
         tokenizer=tokenizer,
         weights_fingerprint=fingerprint,
+    )
+
+
+def simulated_twin(replay: Replay, executor: Executor) -> Replay:
+    """The same trace, scheduler and pool as a replay's, on a virtual clock with another executor; not yet run."""
+    experiment, trace = replay.experiment, replay.trace
+    load = open_load(experiment.trace, trace, to_ticks)
+    pages = replay.engine.scheduler.pool.num_pages
+    return Replay(
+        experiment=experiment,
+        facts=replay.facts,
+        choice=Choice("roofline", "simulated to be compared with a real run", replay.choice.device_kind),
+        trace=trace,
+        engine=build_engine(experiment.engine, replay.facts.model, trace, pages, executor, VirtualClock(), load),
+        load=load,
+        calibration=replay.calibration,
+        jax_executor=None,
+        tokenizer=replay.tokenizer,
+        weights_fingerprint=replay.weights_fingerprint,
     )
 
 

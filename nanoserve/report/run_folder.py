@@ -77,10 +77,8 @@ class RunFolder:
 
     def write_records(self, requests: "pl.DataFrame", steps: "pl.DataFrame") -> None:
         """`requests.parquet` and `steps.parquet`, with the columns of `engine.records`."""
-        for name, frame in (("requests.parquet", requests), ("steps.parquet", steps)):
-            buffer = io.BytesIO()  # so that a full disk is an OSError, not an error of the Parquet writer
-            frame.write_parquet(buffer)
-            self._write(name, buffer.getbuffer())
+        self._write_table("requests.parquet", requests)
+        self._write_table("steps.parquet", steps)
 
     def write_events(self, lines: Iterable[str]) -> None:
         """`events.jsonl`: one JSON object a line, line ends included."""
@@ -91,6 +89,13 @@ class RunFolder:
         content = "".join(lines)
         if content:
             self._write("outputs.jsonl", content.encode())
+
+    def write_comparison(self, figures: str, plot: bytes, requests: "pl.DataFrame", steps: "pl.DataFrame") -> None:
+        """`comparison.json`, `comparison.png`, and the records of the simulation that the run was compared with."""
+        self._write("comparison.json", figures.encode())
+        self._write("comparison.png", plot)
+        self._write_table("simulated_requests.parquet", requests)
+        self._write_table("simulated_steps.parquet", steps)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """`summary.json`: see `metrics.Summary.as_dict`."""
@@ -105,6 +110,11 @@ class RunFolder:
         """Marks the run as complete: `DONE` holds the names of its files."""
         names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         self._write("DONE", "".join(f"{name}\n" for name in names).encode())
+
+    def _write_table(self, name: str, frame: "pl.DataFrame") -> None:
+        buffer = io.BytesIO()  # so that a full disk is an OSError, not an error of the Parquet writer
+        frame.write_parquet(buffer)
+        self._write(name, buffer.getbuffer())
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
         partial = self.path / f".{name}.partial"

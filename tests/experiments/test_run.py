@@ -10,7 +10,7 @@ import pytest
 from nanoserve.experiment import CONFIG_CLASSES
 from nanoserve.replay import prepare
 from nanoserve.specs.config import load
-from tests.experiments.conftest import FILES, REAL, SIMULATED, Command
+from tests.experiments.conftest import FILES, REAL, SIMULATED, Command, refusal
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -36,6 +36,13 @@ def test_a_shipped_config_runs_simulated_and_leaves_a_whole_folder(command: Comm
     assert summary["complete"] and summary["how"].startswith("simulated because")
     assert sum(summary["finish_reasons"].values()) == summary["issued"] == summary["requests_in_trace"]
     assert summary["completed"] == summary["issued"]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_pipeline_is_simulated_and_says_why(command: Command):
+    ended = command(*SIMULATED, "--executor=auto", "--set=Cluster.mesh={'tensor': 2, 'pipeline': 2}")
+    assert ended.code == 0
+    assert ended.summary["how"] == "simulated because the mesh axis 'pipeline' is priced but not executed yet"
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -106,3 +113,23 @@ def test_a_real_run_generates_what_was_asked_for_and_refuses_what_does_not_fit(c
     assert ended.summary["how"].startswith("executed with JAX on 1 x cpu_2core")
     environment = json.loads((ended.folder / "env.json").read_text())
     assert environment["attention"] == "xla: there is no kernel for this device"
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_real_run_can_be_laid_beside_its_simulation(command: Command):
+    small = ("TraceSource.requests=4", "Engine.max_seqs=1", "Engine.prefill_chunk_tokens=8")
+    ended = command(*REAL, "--compare_executors", *(f"--set={flag}" for flag in small))
+    assert ended.code == 0
+    added = {"comparison.json", "comparison.png", "simulated_requests.parquet", "simulated_steps.parquet"}
+    assert ended.files == FILES | {"DONE", "outputs.jsonl"} | added
+    found = json.loads((ended.folder / "comparison.json").read_text())
+    assert {"decode", "prefill", "all"} <= {each["kind"] for each in found["steps"]}
+    assert found["total"]["real"] > 0 and found["total"]["simulated"] > 0
+    real, simulated = (pl.read_parquet(ended.folder / f"{name}requests.parquet") for name in ("", "simulated_"))
+    assert real["output_tokens"].to_list() == simulated["output_tokens"].to_list()
+    assert "simulated" in ended.out and "of a plan" in ended.out
+
+
+def test_a_simulated_run_cannot_be_laid_beside_its_simulation(command: Command):
+    ended = command(*SIMULATED, "--compare_executors")
+    assert "asked for" in refusal(ended) and "smollm2_cpu" in ended.err
