@@ -53,7 +53,7 @@ class RooflineExecutor:
         counts, pricer = plan.counts, self.pricer
         duration = pricer.plan_ticks(counts)
         first = duration if plan.horizon == 1 else pricer.first_step_ticks(counts, self._growth(plan))
-        return _Priced(StepResult(duration, first, host_ticks=counts.steps * pricer.host_ticks))
+        return _Priced(StepResult(duration, first, host_ticks=pricer.host_ticks(counts)))
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
         """How many decode steps start within `span_ticks`: exact without a sliding window.

@@ -37,13 +37,11 @@ _ATTENTION_OPS = ("attention_decode", "attention_prefill")
 
 
 class PlanPricer(Protocol):
-    """Prices plans in ticks: what `RooflineExecutor` asks for. `Pricer` is the one of the operation model.
+    """Prices plans in ticks: what `RooflineExecutor` asks for. `Pricer` is the one of the operation model."""
 
-    Attributes:
-      host_ticks: of each step, the part in which the device waits for the host.
-    """
-
-    host_ticks: int
+    def host_ticks(self, counts: StepCounts) -> int:
+        """Returns the part of a plan's ticks in which the device waits for the host."""
+        ...
 
     def plan_ticks(self, counts: StepCounts) -> int:
         """Returns the ticks that all steps of a plan take: the sum of what they take one by one."""
@@ -88,7 +86,11 @@ class Pricer:
         self._chunk_attention = ChunkAttention(model, cluster, precision, calibration)
         self._full_slope = self._price_slope("decode_kv_tokens")
         self._window_slope = self._price_slope("decode_window_tokens")
-        self.host_ticks = self._ticks(calibration.host_gap_s)  # per step, part of `fixed`
+        self._gap_ticks, self._row_ticks = self._ticks(calibration.host_gap_s), self._ticks(calibration.host_row_s)
+
+    def host_ticks(self, counts: StepCounts) -> int:
+        """Returns what a plan waits for the host: a gap every step, and something for each row that is sampled."""
+        return counts.steps * self._gap_ticks + counts.sampled * self._row_ticks
 
     def plan_ticks(self, counts: StepCounts) -> int:
         """Returns the ticks that all steps of a plan take."""

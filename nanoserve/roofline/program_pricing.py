@@ -42,8 +42,6 @@ class ProgramTime(NamedTuple):
 class ProgramPricer:
     """Prices plans by program; has the methods of `pricing.Pricer` that an executor asks for."""
 
-    host_ticks = 0  # the host's part is in the measured times and was not measured apart
-
     def __init__(self, times: Mapping[Program, ProgramTime], *, ticks_per_s: int = 1 << 60):
         """Takes a table with every program of two ladders: rows alone, tokens alone, and each pair of them.
 

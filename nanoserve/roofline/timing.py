@@ -1,9 +1,10 @@
 """Seconds from operations: what each waits for, and for how long.
 
-An operation takes `overhead x launches + max(bytes / (share x bandwidth), FLOPs / (share x peak))`; a step is the sum
-over its operations, because each needs the one before. The time between overhead is booked to one bound, compute, or to
-the bytes by kind; so bounds sum to the step time by construction. The alternative, the largest of the summed times,
-would let one layer's attention run under another's matrix product; it is lower, and no engine we know reaches it.
+An operation takes `overhead x launches`, and the longer of `bytes / (share x bandwidth)` and `FLOPs / (share x peak)`,
+and what its kernel does not hide of the shorter. A step is the sum over its operations, because each needs the one
+before. What is not overhead is booked to compute and to the bytes by kind; so bounds sum to the step time by
+construction. The alternative, the largest of the summed times, would let one layer's attention run under another's
+matrix product; it is lower, and no engine we know reaches it.
 
 Decode attention is `write + max(read, compute)` instead: reading and computing are both proportional to the KV
 positions attended, so its time is exactly linear in them. `pricing` rests on that.

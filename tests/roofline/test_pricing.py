@@ -1,9 +1,10 @@
 """Ticks: exact sums, exact step counts, and the same seconds as `timing`."""
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanoserve.roofline.calibration import constants_for
+from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.ops import step_ops
 from nanoserve.roofline.pricing import Pricer
 from nanoserve.roofline.timing import step_time
@@ -82,7 +83,14 @@ def test_rows_with_a_full_window_cost_the_same_each_step():
     assert pricer.steps_before(make.decode_counts(8, 5000, window=4096), pricer.plan_ticks(plan), growth=0) == 7
 
 
-def test_host_ticks_are_the_gap_that_is_in_every_step():
-    idle, busy = (make_pricer(model("llama-3.1-8b"), make.cluster(), make.BF16, mode) for mode in ("sol", "calibrated"))
-    assert idle.host_ticks == 0
-    assert busy.host_ticks == round(busy.calibration.host_gap_s * TICKS_PER_S) > 0
+def test_host_ticks_are_the_gap_of_every_step_and_the_rows_sampled_in_it():
+    known = constants_for(make.cluster().chip, make.BF16, "calibrated", "vllm_sync")
+    plan = make.decode_counts(8, 5000, steps=7)
+
+    def host_ticks(calibration: Calibration) -> int:
+        pricer = Pricer(model("llama-3.1-8b"), make.cluster(), make.BF16, calibration, ticks_per_s=TICKS_PER_S)
+        return pricer.host_ticks(plan)
+
+    assert host_ticks(constants_for(make.cluster().chip, make.BF16, "sol")) == 0
+    seconds = 7 * known.host_gap_s + 7 * 8 * known.host_row_s
+    assert known.host_row_s > 0 and host_ticks(known) == pytest.approx(seconds * TICKS_PER_S, rel=1e-12)
