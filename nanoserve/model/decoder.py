@@ -1,36 +1,31 @@
 """The decoder: token ids in, logits out, one function per part, read from the top.
 
-Covers the Llama line (llama, mistral, qwen2, qwen3, phi3): RMSNorm, rotary positions, grouped-query attention, gated
-feed-forward. What differs between families is in the spec (biases, query/key norms, window) and shows here as an array
-that is None. How tokens attend is a function handed in, so the same layers serve prefill, decode and mixed steps.
+Covers the Llama line (llama, mistral, qwen2, qwen3, phi3), its mixtures of experts (mixtral, qwen3_moe) and Gemma 2 and
+3: RMSNorm, rotary positions, grouped-query attention, gated feed-forward. What differs between families is in the spec
+and shows here as an array that is None, or as a field of the spec by its name. How tokens attend is a function handed
+in, so the same layers serve prefill, decode and mixed steps.
 
 Norms, rotation, softmax and sums inside products are float32; what passes between parts has the weights' dtype.
-Next: `rope`, then `step` (who calls this), `params` (the arrays).
+Next: `feed_forward`, `rope`, then `step` (who calls this), `params` (the arrays).
 """
 
-import functools
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from kernels.pallas.compat import row_major
 from kernels.pallas.einsum import einsum_as, einsum_f32
+from nanoserve.model import feed_forward
 from nanoserve.model.attention import Attend
 from nanoserve.model.params import Layer, Params
 from nanoserve.model.pool import KvPool, by_layer, one_run
 from nanoserve.model.rope import Rotation, rotate, rotation
-from nanoserve.model.sharding import over_columns
-from nanoserve.specs.models import Activation, ModelSpec
+from nanoserve.specs.models import ModelSpec, layer_windows
 
-ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
+Carry = tuple[Float[Array, "T D"], KvPool]  # the residual stream, and the pages of all layers in one run
 
 
 def forward(
@@ -59,30 +54,76 @@ def forward(
     """
     if params.layers.ways != (mesh.size if mesh else 1):
         raise ValueError(f"weights ordered for {params.layers.ways} chips, on a mesh {mesh}")
-    with jax.named_scope("embed"):
-        x_TD = params.embed[tokens_T]
-    turn = rotation(spec, positions_T)
+    turns = {window: rotation(spec, positions_T, window) for window in layer_windows(spec)}
 
-    def block(carry, scanned):
+    def layer_with(window: int | None, index: Int32[Array, ""], carry: Carry) -> Carry:
         x_TD, run = carry
-        layer, first = scanned
-        attended_TD, run = attention(spec, layer, run, first, x_TD, turn, attend)
+        layer = one_layer(params.layers, index)
+        first_page = index * pool.pages.shape[1]
+        attended_TD, run = attention(spec, layer, run, first_page, x_TD, turns[window], attend, window)
         x_TD += attended_TD
-        x_TD += mlp(spec, layer, x_TD, mesh)
-        return (x_TD, run), None
+        x_TD += mlp(spec, layer, index, x_TD, mesh)
+        return x_TD, run
 
-    first_pages = jnp.arange(spec.layers, dtype=jnp.int32) * pool.pages.shape[1]
-    (x_TD, run), _ = jax.lax.scan(block, (x_TD, one_run(pool)), (params.layers, first_pages))
+    x_TD, run = through_layers(spec, layer_with, (embed(spec, params, tokens_T), one_run(pool)))
     return x_TD, by_layer(run, pool)
+
+
+def one_layer(layers: Layer, index: Int32[Array, ""]) -> Layer:
+    """The weights of one layer; of experts those of all layers, which `feed_forward.experts` reads where they lie."""
+    stacks = {"w_experts_gate_up": layers.w_experts_gate_up, "w_experts_down": layers.w_experts_down}
+    others = dataclasses.replace(layers, **dict.fromkeys(stacks))
+    one = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), others)
+    return dataclasses.replace(one, **stacks)
+
+
+@jax.named_scope("embed")
+def embed(spec: ModelSpec, params: Params, tokens_T: Int32[Array, " T"]) -> Float[Array, "T D"]:
+    """A row of the table for each token; where rows are scaled, by a factor rounded to their own dtype, as trained."""
+    x_TD = params.embed[tokens_T]
+    return x_TD * jnp.asarray(spec.hidden**0.5, x_TD.dtype) if spec.scaled_embeddings else x_TD
+
+
+def through_layers(spec: ModelSpec, layer_with: Callable[[int | None, Array, Carry], Carry], carry: Carry) -> Carry:
+    """Applies every layer in turn, in a loop over layers, or over periods of the pattern where windows alternate.
+
+    Kernels want to know their window, so the layers of a period stand one after the other in the loop's body; those
+    left after the last whole period all have a window, and a loop of their own. The pool is carried through in place.
+    Less program would be a condition in a loop over all layers, but a GPU asks the host which branch to take, in every
+    layer; or a loop within the loop, but XLA for GPUs reads weights where they lie in the stack only if their place
+    follows from the counter of one loop, and copies them otherwise.
+
+    Args:
+      spec: the model.
+      layer_with: (window, index of the layer, carry) -> carry. carry: what goes into the first layer.
+    """
+    window = spec.sliding_window_tokens
+    period = (spec.full_attention_every or 0) if window is not None else 0
+    whole, rest = divmod(spec.layers, period) if period else (0, spec.layers)
+
+    def one_period(index, carry: Carry) -> Carry:
+        for place in range(period):
+            carry = layer_with(window if place < period - 1 else None, index * period + place, carry)
+        return carry
+
+    def one_more(index, carry: Carry) -> Carry:
+        return layer_with(window, whole * period + index, carry)
+
+    if whole:
+        carry = jax.lax.fori_loop(0, whole, one_period, carry)
+    return jax.lax.fori_loop(0, rest, one_more, carry) if rest else carry
 
 
 @jax.named_scope("head")
 def logits(spec: ModelSpec, params: Params, x_RD: Float[Array, "R D"]) -> Float[Array, "R V"]:
     """Final norm and output head, in float32, on the rows that are sampled only."""
-    x_RD = rms_norm(x_RD, params.final_norm, spec.norm_eps)
+    x_RD = norm(spec, x_RD, params.final_norm)
     if params.lm_head is None:
-        return einsum_f32("RD,VD->RV", x_RD, params.embed)
-    return einsum_f32("RD,DV->RV", x_RD, params.lm_head)
+        logits_RV = einsum_f32("RD,VD->RV", x_RD, params.embed)
+    else:
+        logits_RV = einsum_f32("RD,DV->RV", x_RD, params.lm_head)
+    cap = spec.logits_soft_cap
+    return logits_RV if cap is None else cap * jnp.tanh(logits_RV / cap)
 
 
 @jax.named_scope("attention")
@@ -94,16 +135,17 @@ def attention(
     x_TD: Float[Array, "T D"],
     turn: Rotation,
     attend: Attend,
+    window: int | None,
 ) -> tuple[Float[Array, "T D"], KvPool]:
     """One layer's attention: project, rotate, write and attend, project back.
 
-    `pool` is one run of all layers' pages, [L P, ...], and `first` the layer's first page.
+    `pool` is one run of all layers' pages, [L P, ...], and `first` the layer's first page; `window` is the layer's.
     """
     q_TKGh, k_TKh, v_TKh = project_qkv(spec, layer, x_TD)
     q_TKGh, k_TKh = rotate(q_TKGh, turn), rotate(k_TKh, turn)
     q_THh = q_TKGh.reshape(-1, spec.heads, spec.head_size)
-    attended_THh, pool = attend(q_THh, k_TKh, v_TKh, pool, first)
-    return project_out(layer, attended_THh), pool
+    attended_THh, pool = attend(q_THh, k_TKh, v_TKh, pool, first, window)
+    return ended(spec, project_out(layer, attended_THh), layer.post_attn_norm), pool
 
 
 @jax.named_scope("out")
@@ -118,34 +160,38 @@ def project_qkv(
     spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"]
 ) -> tuple[Float[Array, "T K G h"], Float[Array, "T K h"], Float[Array, "T K h"]]:
     """Queries, keys and values in one product, with the family's biases and norms."""
-    qkv_TC = einsum_f32("TD,DC->TC", rms_norm(x_TD, layer.attn_norm, spec.norm_eps), layer.wqkv)
+    qkv_TC = einsum_f32("TD,DC->TC", norm(spec, x_TD, layer.attn_norm), layer.wqkv)
     if layer.bqkv is not None:
         qkv_TC += layer.bqkv
     qkv = qkv_TC.astype(x_TD.dtype).reshape(-1, spec.kv_heads, spec.query_groups + 2, spec.head_size)
     q_TKGh, k_TKh, v_TKh = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
     if layer.q_norm is not None and layer.k_norm is not None:
-        q_TKGh = rms_norm(q_TKGh, layer.q_norm, spec.norm_eps)
-        k_TKh = rms_norm(k_TKh, layer.k_norm, spec.norm_eps)
+        q_TKGh = norm(spec, q_TKGh, layer.q_norm)
+        k_TKh = norm(spec, k_TKh, layer.k_norm)
     return q_TKGh, k_TKh, v_TKh
 
 
 @jax.named_scope("mlp")
-def mlp(spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"], mesh: Mesh | None = None) -> Float[Array, "T D"]:
-    """The gated feed-forward: `down(act(gate(x)) * up(x))`."""
-    gate_up_TC = einsum_as(x_TD.dtype, "TD,DC->TC", rms_norm(x_TD, layer.mlp_norm, spec.norm_eps), layer.w_gate_up)
-    # Otherwise the TPU compiler turns the product around so that gate and up lie apart, and every layer's matrix too:
-    # 50 of 64 ms in its estimate of a decode step of Llama-70B over 8 v5p.
-    hidden_TF = over_columns(functools.partial(_gated, ACTIVATIONS[spec.activation]), mesh)(row_major(gate_up_TC))
-    # Fused into the next product, the activation is computed again for every block of its matrix: 24% of that product's
-    # estimated cycles for 32 tokens of Llama-70B over 8 v5p.
-    hidden_TF = jax.lax.optimization_barrier(hidden_TF)
-    return einsum_as(x_TD.dtype, "TF,FD->TD", hidden_TF, layer.w_down)
+def mlp(
+    spec: ModelSpec, layer: Layer, index: Int32[Array, ""], x_TD: Float[Array, "T D"], mesh: Mesh | None = None
+) -> Float[Array, "T D"]:
+    """The layer's feed-forward, dense or of experts."""
+    normed_TD = norm(spec, x_TD, layer.mlp_norm)
+    if spec.moe is None:
+        out_TD = feed_forward.dense(layer, spec.activation, normed_TD, mesh)
+    else:
+        out_TD = feed_forward.experts(layer, index, spec.moe, spec.activation, normed_TD, mesh)
+    return ended(spec, out_TD, layer.post_mlp_norm)
 
 
-def _gated(activation: Callable[[Array], Array], gate_up: Float[Array, "T C"]) -> Float[Array, "T C/2"]:
-    """One chip's columns: its part of the gate, then its part of up."""
-    gate, up = jnp.split(gate_up, 2, axis=-1)
-    return activation(gate) * up
+def ended(spec: ModelSpec, out_TD: Float[Array, "T D"], weight: Float[Array, " D"] | None) -> Float[Array, "T D"]:
+    """What attention or feed-forward adds to the residual stream: normed, in the families that have a norm there."""
+    return out_TD if weight is None else norm(spec, out_TD, weight)
+
+
+def norm(spec: ModelSpec, x: Float[Array, "... D"], weight: Float[Array, " D"]) -> Float[Array, "... D"]:
+    """The family's root-mean-square norm over the last axis; one is added to zero-centred weights in float32."""
+    return rms_norm(x, weight.astype(jnp.float32) + 1 if spec.zero_centred_norms else weight, spec.norm_eps)
 
 
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 from jax.extend import core
 
+_PRODUCTS = ("dot_general", "ragged_dot_general")
+
 
 def dot_general_flops(program: core.ClosedJaxpr, while_trips: int = 1) -> Counter[str]:
-    """FLOPs of every `dot_general`, summed by scope; `.total()` is the whole program's.
+    """FLOPs of every `dot_general` and `ragged_dot`, summed by scope; `.total()` is the whole program's.
 
     Args:
       program: from `jax.make_jaxpr` or `jitted.trace(...).jaxpr`.
@@ -23,7 +25,7 @@ def dot_general_flops(program: core.ClosedJaxpr, while_trips: int = 1) -> Counte
     """
     flops: Counter[str] = Counter()
     for eqn in program.jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name in _PRODUCTS:
             flops[_path(eqn)] += _product_flops(eqn)
             continue
         bodies = [dot_general_flops(body, while_trips) for body in _bodies(eqn)]
@@ -57,6 +59,8 @@ def _trips(eqn, while_trips: int) -> int:
 
 
 def _product_flops(eqn) -> int:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
+    """2 m n k; of a grouped product m is the rows of all groups, each of which meets one group's matrix."""
+    grouped = eqn.params.get("ragged_dot_dimension_numbers")
+    (contracted, _), _ = grouped.dot_dimension_numbers if grouped else eqn.params["dimension_numbers"]
     left = eqn.invars[0].aval.shape
     return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)

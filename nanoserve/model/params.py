@@ -28,7 +28,7 @@ from nanoserve.specs.models import ModelSpec
 if TYPE_CHECKING:
     from nanoserve.weights.types import TensorSource
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2", "gemma3")
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "embed": ("vocab", "hidden"),
@@ -38,9 +38,14 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "q_norm": ("layers", "head_size"),
     "k_norm": ("layers", "head_size"),
     "wo": ("layers", "heads", "hidden"),
+    "post_attn_norm": ("layers", "hidden"),
     "mlp_norm": ("layers", "hidden"),
     "w_gate_up": ("layers", "hidden", "gate_up"),
     "w_down": ("layers", "ffn", "hidden"),
+    "router": ("layers", "hidden", "experts"),
+    "w_experts_gate_up": ("layers", "experts", "hidden", "gate_up"),
+    "w_experts_down": ("layers", "experts", "ffn", "hidden"),
+    "post_mlp_norm": ("layers", "hidden"),
     "final_norm": ("hidden",),
     "lm_head": ("hidden", "vocab"),
 }
@@ -50,7 +55,9 @@ AXES: Mapping[str, tuple[str, ...]] = {
 class Layer:
     """A decoder layer's weights; in `Params` all layers' at once, inside the scan one layer's, without the leading L.
 
-    Biases and query/key norms are None in the families that have none. `ways` is how many chips the columns are for.
+    An array is None in the families that have no such part; of the two kinds of feed-forward, so are the arrays of the
+    other one: `w_gate_up` and `w_down` where there are experts, `router` and the experts' matrices where there are not.
+    `ways` is how many chips the columns are for.
     """
 
     attn_norm: Float[Array, "L D"]
@@ -59,9 +66,14 @@ class Layer:
     q_norm: Float[Array, "L h"] | None
     k_norm: Float[Array, "L h"] | None
     wo: Float[Array, "L K*G*h D"]
+    post_attn_norm: Float[Array, "L D"] | None
     mlp_norm: Float[Array, "L D"]
     w_gate_up: Float[Array, "L D 2*F"]
     w_down: Float[Array, "L F D"]
+    router: Float[Array, "L D E"]
+    w_experts_gate_up: Float[Array, "L E D 2*F"]
+    w_experts_down: Float[Array, "L E F D"]
+    post_mlp_norm: Float[Array, "L D"] | None
     ways: int = struct.field(pytree_node=False, default=1)
 
 
@@ -86,7 +98,9 @@ def supports(spec: ModelSpec) -> str | None:
     if spec.family not in FAMILIES:
         return f"family '{spec.family}' has no decoder.{nearest(spec.family, FAMILIES)}"
     reasons = {
-        "mixture-of-experts layers": spec.moe is not None,
+        "experts that are always on": spec.moe is not None and spec.moe.shared > 0,
+        "dense layers before layers with experts": spec.moe is not None and spec.moe.dense_layers > 0,
+        "latent attention": spec.mla is not None,
         "LayerNorm and biases everywhere": spec.biases,
         "learned absolute positions": spec.rope_theta is None,
         "a feed-forward without gate": not spec.gated_mlp,
@@ -104,10 +118,21 @@ def shape_of(spec: ModelSpec, field: str) -> tuple[int, ...]:
         "qkv": spec.kv_heads * (spec.query_groups + 2) * spec.head_size,
         "heads": spec.heads * spec.head_size,
         "head_size": spec.head_size,
-        "gate_up": 2 * spec.ffn,
-        "ffn": spec.ffn,
+        "gate_up": 2 * feed_forward_width(spec),
+        "ffn": feed_forward_width(spec),
+        "experts": expert_count(spec),
     }
     return tuple(sizes[axis] for axis in AXES[field])
+
+
+def feed_forward_width(spec: ModelSpec) -> int:
+    """F: of the feed-forward, or of each expert."""
+    return spec.moe.ffn if spec.moe else spec.ffn
+
+
+def expert_count(spec: ModelSpec) -> int:
+    """E; 0 where every token goes through the one feed-forward."""
+    return spec.moe.experts if spec.moe else 0
 
 
 def spread(spec: ModelSpec, ways: int) -> ModelSpec:
@@ -142,15 +167,10 @@ def build(spec: ModelSpec, make: Callable[[str], Any], ways: int = 1) -> Params:
     if reason:
         raise ConfigError(f"model '{spec.name}' cannot be executed, only priced: {reason}")
 
-    absent = {
-        "bqkv": not spec.qkv_bias,
-        "q_norm": not spec.qk_norm,
-        "k_norm": not spec.qk_norm,
-        "lm_head": spec.tied_embeddings,
-    }
+    absent = _absent(spec)
 
     def maybe(field: str) -> Any:
-        return None if absent.get(field) else make(field)
+        return None if field in absent else make(field)
 
     return Params(
         embed=make("embed"),
@@ -158,6 +178,19 @@ def build(spec: ModelSpec, make: Callable[[str], Any], ways: int = 1) -> Params:
         final_norm=make("final_norm"),
         lm_head=maybe("lm_head"),
     )
+
+
+def _absent(spec: ModelSpec) -> frozenset[str]:
+    """Arrays of `AXES` that the model does not have."""
+    parts = {
+        ("bqkv",): spec.qkv_bias,
+        ("q_norm", "k_norm"): spec.qk_norm,
+        ("post_attn_norm", "post_mlp_norm"): spec.post_norms,
+        ("w_gate_up", "w_down"): spec.moe is None,
+        ("router", "w_experts_gate_up", "w_experts_down"): spec.moe is not None,
+        ("lm_head",): not spec.tied_embeddings,
+    }
+    return frozenset(field for fields, present in parts.items() if not present for field in fields)
 
 
 def abstract(spec: ModelSpec, dtype: DTypeLike, ways: int = 1) -> Params:
@@ -249,12 +282,27 @@ def _qkv_rows(tensors: _Tensors, kind: str, *inputs: int) -> np.ndarray:
     return np.concatenate([q, k, v], axis=1)
 
 
-def _w_gate_up(tensors: _Tensors) -> np.ndarray:
-    spec = tensors.spec
-    gate = tensors.read("mlp.gate_proj.weight", spec.ffn, spec.hidden)
-    up = tensors.read("mlp.up_proj.weight", spec.ffn, spec.hidden)
-    parts = [matrix.T.reshape(spec.hidden, tensors.ways, spec.ffn // tensors.ways) for matrix in (gate, up)]
-    return np.stack(parts, axis=2).reshape(spec.hidden, 2 * spec.ffn)
+def _w_gate_up(tensors: _Tensors, part: str = "mlp") -> np.ndarray:
+    spec, width = tensors.spec, feed_forward_width(tensors.spec)
+    gate = tensors.read(f"{part}.gate_proj.weight", width, spec.hidden)
+    up = tensors.read(f"{part}.up_proj.weight", width, spec.hidden)
+    parts = [matrix.T.reshape(spec.hidden, tensors.ways, width // tensors.ways) for matrix in (gate, up)]
+    return np.stack(parts, axis=2).reshape(spec.hidden, 2 * width)
+
+
+def _w_down(tensors: _Tensors, part: str = "mlp") -> np.ndarray:
+    return tensors.read(f"{part}.down_proj.weight", tensors.spec.hidden, feed_forward_width(tensors.spec)).T
+
+
+def _of_experts(read: Callable[[_Tensors, str], np.ndarray], tensors: _Tensors) -> np.ndarray:
+    """The matrix of every expert, stacked."""
+    return np.stack([read(tensors, f"mlp.experts.{expert}") for expert in range(expert_count(tensors.spec))])
+
+
+def _mlp_norm(tensors: _Tensors) -> np.ndarray:
+    """The norm before the feed-forward: where attention has a norm after it, that one has the older name."""
+    name = "pre_feedforward_layernorm" if tensors.spec.post_norms else "post_attention_layernorm"
+    return tensors.read(f"{name}.weight", tensors.spec.hidden)
 
 
 _READERS: Mapping[str, Callable[[_Tensors], np.ndarray]] = {
@@ -265,9 +313,14 @@ _READERS: Mapping[str, Callable[[_Tensors], np.ndarray]] = {
     "q_norm": lambda t: t.read("self_attn.q_norm.weight", t.spec.head_size),
     "k_norm": lambda t: t.read("self_attn.k_norm.weight", t.spec.head_size),
     "wo": lambda t: t.read("self_attn.o_proj.weight", t.spec.hidden, t.spec.heads * t.spec.head_size).T,
-    "mlp_norm": lambda t: t.read("post_attention_layernorm.weight", t.spec.hidden),
+    "post_attn_norm": lambda t: t.read("post_attention_layernorm.weight", t.spec.hidden),
+    "mlp_norm": _mlp_norm,
     "w_gate_up": _w_gate_up,
-    "w_down": lambda t: t.read("mlp.down_proj.weight", t.spec.hidden, t.spec.ffn).T,
+    "w_down": _w_down,
+    "router": lambda t: t.read("mlp.gate.weight", expert_count(t.spec), t.spec.hidden).T,
+    "w_experts_gate_up": lambda t: _of_experts(_w_gate_up, t),
+    "w_experts_down": lambda t: _of_experts(_w_down, t),
+    "post_mlp_norm": lambda t: t.read("post_feedforward_layernorm.weight", t.spec.hidden),
     "final_norm": lambda t: t.read_global("model.norm.weight", t.spec.hidden),
     "lm_head": lambda t: t.read_global("lm_head.weight", t.spec.vocab, t.spec.hidden).T,
 }

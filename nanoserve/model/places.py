@@ -1,8 +1,8 @@
 """Where an engine's state lives: on which chips, and in which order in memory.
 
 A kernel reads the pool as it lies in memory. Where XLA would lay it otherwise, it copies the pool for the kernel in
-every layer (Llama-3.1-8B with pages of 16 on one v5p: 1.5 s a step by its own estimate, and 16 GiB), so the order is
-part of the state's type. Places are made once and kept: making one per call slows every step.
+every layer, so the order is part of the state's type (docs/compile.md: no program there copies a layer's KV). Places
+are made once and kept: making one per call slows every step.
 
 Next: `step.make_steps`, which pins them.
 """

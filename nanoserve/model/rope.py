@@ -23,9 +23,9 @@ class Rotation(NamedTuple):
     sin: Float[Array, "T half"]
 
 
-def rotation(spec: ModelSpec, positions_T: Int32[Array, " T"]) -> Rotation:
-    """Angles of tokens at these positions, in float32."""
-    angles = positions_T[:, None].astype(jnp.float32) * frequencies(spec)
+def rotation(spec: ModelSpec, positions_T: Int32[Array, " T"], window: int | None = None) -> Rotation:
+    """Angles of tokens at these positions, in float32, for layers with this window."""
+    angles = positions_T[:, None].astype(jnp.float32) * frequencies(spec, window)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
@@ -39,13 +39,18 @@ def rotate(x: Float[Array, "T *heads h"], turn: Rotation) -> Float[Array, "T *he
     return turned.astype(x.dtype)
 
 
-def frequencies(spec: ModelSpec) -> np.ndarray:
-    """Angle per position of each pair of elements, float32 [h / 2]."""
+def frequencies(spec: ModelSpec, window: int | None = None) -> np.ndarray:
+    """Angle per position of each pair of elements, float32 [h / 2].
+
+    Layers with a window may have a base of their own, which is then not scaled: they never see far.
+    """
     if spec.rope_theta is None:
         raise ValueError(f"model '{spec.name}' has no rotary positions")
+    local = window is not None and spec.local_rope_theta is not None
+    theta = np.float32(spec.local_rope_theta if local else spec.rope_theta)
     exponents = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
-    plain = (1.0 / np.power(np.float32(spec.rope_theta), exponents)).astype(np.float32)
-    return plain if spec.rope_scaling is None else _scaled(plain, spec.rope_scaling)
+    plain = (1.0 / np.power(theta, exponents)).astype(np.float32)
+    return plain if local or spec.rope_scaling is None else _scaled(plain, spec.rope_scaling)
 
 
 def _scaled(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:

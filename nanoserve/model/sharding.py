@@ -63,7 +63,8 @@ def placer(mesh: Mesh) -> Place:
 def check_divides(mesh: Mesh, spec: ModelSpec) -> None:
     """Raises ConfigError if an axis of the model that is cut does not divide by the mesh."""
     ways = mesh.shape[TENSOR]
-    for name, size in {"kv_heads": spec.kv_heads, "ffn": spec.ffn, "vocab": spec.vocab}.items():
+    sizes = {"kv_heads": spec.kv_heads, "ffn": model_params.feed_forward_width(spec), "vocab": spec.vocab}
+    for name, size in sizes.items():
         if size % ways:
             raise ConfigError(
                 f"model '{spec.name}': {name} = {size} does not divide over {ways} chips (mesh axis '{TENSOR}'); "

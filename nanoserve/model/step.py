@@ -291,9 +291,9 @@ def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillR
 def _joined(first: _Batch, second: _Batch) -> _Batch:
     split = first.tokens_T.shape[0]
 
-    def attend(q_THh, k_TKh, v_TKh, pool, first_page):
-        decoded, pool = first.attend(q_THh[:split], k_TKh[:split], v_TKh[:split], pool, first_page)
-        prefilled, pool = second.attend(q_THh[split:], k_TKh[split:], v_TKh[split:], pool, first_page)
+    def attend(q_THh, k_TKh, v_TKh, pool, *where):
+        decoded, pool = first.attend(q_THh[:split], k_TKh[:split], v_TKh[:split], pool, *where)
+        prefilled, pool = second.attend(q_THh[split:], k_TKh[split:], v_TKh[split:], pool, *where)
         return jnp.concatenate([decoded, prefilled]), pool
 
     def both(a, b):

@@ -1,12 +1,14 @@
-"""GGUF checkpoints (llama.cpp's format) of llama, qwen2 and qwen3 models as a TensorSource.
+"""GGUF checkpoints (llama.cpp's format) of llama, qwen2, qwen3 and gemma3 models as a TensorSource.
 
-Invariants: names, orientation and the order of q and k rows are Hugging Face's whatever the file has; F16 and BF16
+Invariants: names, orientation, the order of q and k rows and the centre of norms are Hugging Face's whatever the file
+has; F16 and BF16
 tensors keep their type, every other type is dequantised to float32 (by the `gguf` package, which llama.cpp publishes).
 
 Source: llama.cpp convert_hf_to_gguf.py as of gguf 0.19 (names, permutation). Next: `gguf_spec`, `gguf_header`.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import override
 
@@ -52,6 +54,14 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Norms that stand elsewhere than in the others.
+_LAYER_NAMES_OF = {
+    "gemma3": {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }
+}
 _LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(\w+)\.(weight|bias)", re.ASCII)
 
 
@@ -70,7 +80,9 @@ class GgufTensors(TensorSource):
         self._spec = spec_from_header(self._header)
         for name, info in self._header.tensors.items():
             _check_kind(path, name, info)
-        self._gguf_names = {_canonical_name(path, n): n for n in self._header.tensors if n != ROPE_FACTORS}
+        layer_names = _LAYER_NAMES | _LAYER_NAMES_OF.get(self._spec.family, {})
+        stored = [name for name in self._header.tensors if name != ROPE_FACTORS]
+        self._gguf_names = {_canonical_name(path, name, layer_names): name for name in stored}
         self.description = f"GGUF {path}"
         names.check_tensors(self, self._spec)
 
@@ -95,6 +107,8 @@ class GgufTensors(TensorSource):
                 return half_split_rows(array, self._spec.heads)
             if ".k_proj." in name:
                 return half_split_rows(array, self._spec.kv_heads)
+        if self._spec.zero_centred_norms and name.endswith("norm.weight"):
+            return array - 1  # the file has 1 + weight; in float32 that gives the trained bf16 weight back exactly
         return array
 
     @override
@@ -141,12 +155,12 @@ def half_split_rows(array: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
 
 
-def _canonical_name(path: Path, gguf_name: str) -> str:
+def _canonical_name(path: Path, gguf_name: str, layer_names: Mapping[str, str]) -> str:
     if gguf_name in _GLOBAL_NAMES:
         return _GLOBAL_NAMES[gguf_name]
     match = _LAYER_TENSOR.fullmatch(gguf_name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+    if match and match[2] in layer_names:
+        return f"model.layers.{match[1]}.{layer_names[match[2]]}.{match[3]}"
     raise WeightsError(
         f"{path}: tensor '{gguf_name}' belongs to no model that is computed. Use a dense one of: {', '.join(FAMILIES)}"
     )

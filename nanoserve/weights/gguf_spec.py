@@ -1,10 +1,11 @@
 """The shape of the model in a GGUF file, from its metadata and tensor directory.
 
-Only dense llama, qwen2 and qwen3 models pass; whatever else a file describes is refused with its reason, because a
+Only dense llama, qwen2, qwen3 and gemma3 models pass; whatever else a file describes is refused with its reason: a
 wrong guess would compute nonsense. Source: llama.cpp convert_hf_to_gguf.py as of gguf 0.19 (keys). Next: `gguf`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -14,7 +15,7 @@ from nanoserve.specs.models import ModelSpec, RopeScaling
 from nanoserve.weights import files
 from nanoserve.weights.gguf_header import Header, TensorInfo, read_header
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
 # Llama 3.1's stretched frequencies, one factor per rotated pair: it becomes `ModelSpec.rope_scaling`, not a weight.
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -60,7 +61,26 @@ def spec_from_header(header: Header) -> ModelSpec:
         qk_norm="blk.0.attn_q_norm.weight" in header.tensors,
         sliding_window_tokens=keys.optional_count("attention.sliding_window"),
         source=f"metadata of {header.path.name}",
+        **(_gemma_3(keys, head_size) if keys.family == "gemma3" else {}),
     )
+
+
+def _gemma_3(keys: "_ModelKeys", head_size: int) -> dict[str, Any]:
+    """What Gemma 3 has and others have not, where no key says otherwise.
+
+    The 27B divides scores by another number; its file is refused for its rotary scaling already.
+
+    Source: llama.cpp llama-model.cpp, LLM_ARCH_GEMMA3.
+    """
+    return {
+        "full_attention_every": keys.count("attention.sliding_window_pattern", 6),
+        "local_rope_theta": keys.positive("rope.freq_base_swa", 10000.0),
+        "query_scalar": float(head_size),
+        "scaled_embeddings": True,
+        "zero_centred_norms": True,
+        "post_norms": True,
+        "activation": "gelu_tanh",
+    }
 
 
 class _ModelKeys:

@@ -1,7 +1,8 @@
-"""The names and shapes of a model's tensors, as Hugging Face has them for dense llama-style models.
+"""The names and shapes of a model's tensors, as Hugging Face has them for llama-style models.
 
-Those are llama, qwen2, qwen3, mistral and phi3. Matrices are [out, in]. A tied model has no `lm_head.weight`. Phi-3's
-fused matrices appear here already split.
+Those are llama, mistral, qwen2, qwen3, phi3, gemma2 and gemma3, and with experts mixtral and qwen3_moe. Matrices are
+[out, in]. A tied model has no `lm_head.weight`. Phi-3's fused matrices appear here already split, Mixtral's experts
+under the names that Qwen3-MoE has for them.
 Next: `random`, which draws every tensor named here, and `gguf`, which maps another spelling to these.
 """
 
@@ -23,12 +24,12 @@ def tensor_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields (name, shape) of every tensor that a checkpoint of `spec` holds, first layer first.
 
     Raises:
-      WeightsError: the model is not a dense llama-style one.
+      WeightsError: the model is not a llama-style one.
     """
-    if spec.moe or spec.biases or spec.rope_theta is None:
-        kind = "a mixture of experts" if spec.moe else f"of family '{spec.family}'"
+    unlike_llama = spec.biases or spec.rope_theta is None or spec.mla or not spec.gated_mlp
+    if unlike_llama or (spec.moe and (spec.moe.shared or spec.moe.dense_layers)):
         raise WeightsError(
-            f"model '{spec.name}' is {kind}, and weights are known for dense llama-style models only. "
+            f"model '{spec.name}' is of family '{spec.family}', and weights are known for llama-style models only. "
             "Simulate it with the roofline executor, which needs no weights"
         )
     yield EMBEDDING, (spec.vocab, spec.hidden)
@@ -42,7 +43,7 @@ def tensor_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of one layer's tensors by the part of the name after `model.layers.{i}.`."""
-    D, F, q, kv = spec.hidden, spec.ffn, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    D, q, kv = spec.hidden, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (D,)}
     for name, rows in (("q", q), ("k", kv), ("v", kv)):
         shapes[f"self_attn.{name}_proj.weight"] = (rows, D)
@@ -50,10 +51,22 @@ def _layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             shapes[f"self_attn.{name}_proj.bias"] = (rows,)
     if spec.qk_norm:
         shapes |= {f"self_attn.{name}_norm.weight": (spec.head_size,) for name in "qk"}
-    shapes |= {"self_attn.o_proj.weight": (D, q), "post_attention_layernorm.weight": (D,)}
-    if spec.gated_mlp:
-        shapes["mlp.gate_proj.weight"] = (F, D)
-    return shapes | {"mlp.up_proj.weight": (F, D), "mlp.down_proj.weight": (D, F)}
+    shapes["self_attn.o_proj.weight"] = (D, q)
+    after_attention = ["post_attention_layernorm"]
+    if spec.post_norms:
+        after_attention += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    shapes |= {f"{name}.weight": (D,) for name in after_attention}
+    if spec.moe is None:
+        return shapes | _feed_forward_shapes("mlp", D, spec.ffn)
+    shapes["mlp.gate.weight"] = (spec.moe.experts, D)
+    for expert in range(spec.moe.experts):
+        shapes |= _feed_forward_shapes(f"mlp.experts.{expert}", D, spec.moe.ffn)
+    return shapes
+
+
+def _feed_forward_shapes(part: str, D: int, F: int) -> dict[str, tuple[int, ...]]:
+    rows = {"gate": (F, D), "up": (F, D), "down": (D, F)}
+    return {f"{part}.{name}_proj.weight": shape for name, shape in rows.items()}
 
 
 def check_tensors(source: TensorSource, spec: ModelSpec) -> None:

@@ -1,7 +1,7 @@
-"""Random weights of any dense model, for runs and tests where only the shape matters.
+"""Random weights of any llama-style model, for runs and tests where only the shape matters.
 
 Invariants: a tensor depends on (seed, its name, its shape) alone, so neither the order of reads nor the other tensors
-change it; activations keep their scale, because matrices have variance 1 / fan_in and norms are 1.
+change it; activations keep their scale, because matrices have variance 1 / fan_in and norms multiply by 1.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ class RandomTensors(TensorSource):
     """Every tensor of `spec`, drawn when it is read.
 
     Args:
-      spec: a dense llama-style model.
+      spec: a llama-style model.
       seed: 0 to 2**64 - 1.
       dtype: of the arrays; drawn in float32 and rounded.
 
     Raises:
-      WeightsError: the model is not a dense llama-style one.
+      WeightsError: the model is not a llama-style one.
       ConfigError: the seed is out of range.
     """
 
@@ -36,6 +36,7 @@ class RandomTensors(TensorSource):
             raise ConfigError(f"seed = {seed} of random weights must be in [0, 2**64)")
         self._shapes = dict(names.tensor_shapes(spec))
         self._seed, self._dtype = seed, np.dtype(dtype)
+        self._norm = 0.0 if spec.zero_centred_norms else 1.0
         self.description = f"random weights of {spec.name}, seed {seed}"
 
     @override
@@ -52,7 +53,7 @@ class RandomTensors(TensorSource):
     def read(self, name: str) -> np.ndarray:
         shape = self.shape(name)
         if len(shape) == 1 and name.endswith(".weight"):
-            return np.ones(shape, self._dtype)
+            return np.full(shape, self._norm, self._dtype)
         generator = np.random.Generator(
             np.random.Philox(key=np.array([self._seed, zlib.crc32(name.encode())], np.uint64))
         )

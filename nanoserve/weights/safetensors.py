@@ -1,7 +1,8 @@
 """Hugging Face checkpoints in the safetensors format: one file, or a folder of shards with an index.
 
 Invariants: the `safetensors` library checks each header against its file when it is opened; the index may only name
-files inside the folder; Phi-3's fused matrices are offered under the split names, and a read touches only its own rows.
+files inside the folder; Phi-3's fused matrices are offered under the split names, and a read touches only its own rows;
+Mixtral's experts have the names of Qwen3-MoE's.
 Next: `names` for what a model needs of a checkpoint.
 """
 
@@ -21,6 +22,8 @@ from nanoserve.weights.types import TensorSource
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_MIXTRAL = ".block_sparse_moe."
+_RENAMED = {_MIXTRAL: ".mlp.", ".w1.": ".gate_proj.", ".w2.": ".down_proj.", ".w3.": ".up_proj."}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,8 @@ class SafetensorsTensors(TensorSource):
     def __init__(self, path: Path, spec: ModelSpec | None = None):
         self.description = f"safetensors {path}"
         self._files: dict[Path, Any] = {}
-        self._places = self._folder(path) if path.is_dir() else self._file(path)
+        found = self._folder(path) if path.is_dir() else self._file(path)
+        self._places = {_renamed(name): place for name, place in found.items()}
         if spec is not None:
             for whole, parts in _fused_parts(spec).items():
                 for name in [name for name in self._places if whole in name]:
@@ -122,6 +126,14 @@ class SafetensorsTensors(TensorSource):
                     f"{folder / INDEX}: says tensor '{name}' is in {shard}, which lacks it. Download both again"
                 )
         return {name: found[name] for name in wanted}
+
+
+def _renamed(name: str) -> str:
+    """A tensor's name here; only Mixtral's experts have another in the file."""
+    if _MIXTRAL in name:
+        for stored, ours in _RENAMED.items():
+            name = name.replace(stored, ours)
+    return name
 
 
 def _read_index(path: Path) -> Mapping[str, str]:

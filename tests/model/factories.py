@@ -10,7 +10,7 @@ from nanoserve.model import params as model_params
 from nanoserve.model.params import Params
 from nanoserve.model.sampling import SamplingParams
 from nanoserve.model.step import DecodeRows, DeviceState, PrefillRows, init_state
-from nanoserve.specs.models import ModelSpec
+from nanoserve.specs.models import ModelSpec, MoeSpec
 
 TINY = ModelSpec(
     name="tiny",
@@ -25,6 +25,7 @@ TINY = ModelSpec(
     max_context_tokens=512,
     source="made up for tests",
 )
+EXPERTS = dataclasses.replace(TINY, name="experts", family="mixtral", moe=MoeSpec(experts=4, top_k=2, ffn=24))
 PAGE_TOKENS, PAGES, TABLE_PAGES, SLOTS = 4, 40, 8, 6
 KEY = jax.random.key(0)
 

@@ -39,27 +39,53 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,  # so that kept, blended and divided frequencies all occur
 }
-PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+GEMMA = COMMON | {"head_dim": 24, "sliding_window": 8, "query_pre_attn_scalar": 40, "tie_word_embeddings": True}
+
+
+def plain_rope() -> dict:
+    """Unscaled rotary positions; configs write into what they are given, so each has its own."""
+    return {"rope_type": "default", "rope_theta": 10000.0}
+
 
 CONFIGS = {
     "llama": transformers.LlamaConfig(**COMMON, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False),
-    "qwen2": transformers.Qwen2Config(**COMMON, rope_parameters=PLAIN_ROPE, tie_word_embeddings=True),
+    "qwen2": transformers.Qwen2Config(**COMMON, rope_parameters=plain_rope(), tie_word_embeddings=True),
     "qwen3": transformers.Qwen3Config(
-        **COMMON, rope_parameters=PLAIN_ROPE, head_dim=24, rms_norm_eps=1e-6, tie_word_embeddings=True
+        **COMMON, rope_parameters=plain_rope(), head_dim=24, rms_norm_eps=1e-6, tie_word_embeddings=True
     ),
     "mistral": transformers.MistralConfig(
-        **COMMON, rope_parameters=PLAIN_ROPE, sliding_window=8, tie_word_embeddings=False
+        **COMMON, rope_parameters=plain_rope(), sliding_window=8, tie_word_embeddings=False
     ),
+    "phi3": transformers.Phi3Config(
+        **COMMON, rope_parameters=plain_rope(), sliding_window=8, tie_word_embeddings=False
+    ),
+    "mixtral": transformers.MixtralConfig(
+        **COMMON, rope_parameters=plain_rope(), num_local_experts=5, num_experts_per_tok=2, tie_word_embeddings=False
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **COMMON,
+        rope_parameters=plain_rope(),
+        head_dim=24,
+        moe_intermediate_size=40,
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+    ),
+    "gemma2": transformers.Gemma2Config(
+        **GEMMA | {"num_hidden_layers": 3}, attn_logit_softcapping=4.0, final_logit_softcapping=3.0
+    ),
+    "gemma3": transformers.Gemma3TextConfig(**GEMMA | {"num_hidden_layers": 5}, sliding_window_pattern=3),
 }
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Draws every weight: norms near 1, biases near 0, matrices with a gain of 1.5 over their inputs."""
+    """Draws every weight: norms near what they are made with, biases near 0, matrices with a gain of 1.5."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if "norm" in name:
-            values = 1 + 0.2 * noise
+            values = weight.data.mean() + 0.2 * noise  # 1, or the 0 of Gemma, which adds 1 to it
         elif name.endswith("bias"):
             values = 0.5 * noise
         else:

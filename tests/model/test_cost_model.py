@@ -12,7 +12,9 @@ from nanoserve.model.flops import dot_general_flops
 from nanoserve.model.params import abstract
 from nanoserve.model.step import init_state, make_steps
 from nanoserve.roofline.counts import StepCounts
-from nanoserve.roofline.ops import attention_flops, matmul_flops, step_ops, totals
+from nanoserve.roofline.matrices import attention_flops, matmul_flops
+from nanoserve.roofline.op import totals
+from nanoserve.roofline.ops import step_ops
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.model_registry import model
@@ -31,6 +33,7 @@ FAMILIES = [
     "mistral-7b-v0.1",
     "phi-3-mini",
 ]
+WITH_EXPERTS = ["mixtral-8x7b", "qwen3-30b-a3b"]
 GATHERED = chunk_tokens(PAGE_TOKENS, TABLE_PAGES)  # one chunk of KV covers the whole page table
 BF16 = Precision()
 CHIP = ClusterSpec(chip=chip("h100_sxm"), mesh={"tensor": 1})
@@ -62,7 +65,7 @@ def executed(kind: str) -> tuple[int, int, int]:
     return prefill if kind == "prefill" else decode
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + WITH_EXPERTS)
 @pytest.mark.parametrize("kind", ["decode", "prefill", "mixed", "loop"])
 def test_matrix_product_flops_are_those_of_the_forward_pass(name, kind):
     spec = model(name)
@@ -73,7 +76,7 @@ def test_matrix_product_flops_are_those_of_the_forward_pass(name, kind):
     assert attention == attention_flops(spec, pairs)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + WITH_EXPERTS)
 def test_a_step_is_priced_with_those_flops(name):
     spec = model(name)
     counts = StepCounts(decode_seqs=ROWS, decode_kv_tokens=ROWS * 9, decode_window_tokens=ROWS * 9, sampled=ROWS)
@@ -91,6 +94,17 @@ def test_weight_bytes_are_those_of_the_arrays_a_step_reads(name):
     arrays = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(read))
     counts = StepCounts(decode_seqs=ROWS, decode_kv_tokens=ROWS, decode_window_tokens=ROWS, sampled=ROWS)
     assert totals(step_ops(spec, CHIP, BF16, counts)).weight_bytes == arrays + 2 * ROWS * spec.hidden
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_weight_bytes_of_enough_tokens_are_those_of_all_experts(name):
+    spec = model(name)
+    arrays = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract(spec, jnp.bfloat16)))
+    tokens = 10_000  # each expert is then missed with a probability below 1e-9
+    counts = StepCounts(decode_seqs=tokens, decode_kv_tokens=tokens, decode_window_tokens=tokens, sampled=tokens)
+    table = 2 * spec.vocab * spec.hidden
+    priced = totals(step_ops(spec, CHIP, BF16, counts)).weight_bytes
+    assert priced == pytest.approx(arrays - table + 2 * tokens * spec.hidden, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

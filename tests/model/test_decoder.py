@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanoserve.model.decoder import ACTIVATIONS, rms_norm
+from nanoserve.model import decoder
+from nanoserve.model.decoder import rms_norm
+from nanoserve.model.feed_forward import ACTIVATIONS, experts
 from nanoserve.model.flops import dot_general_flops
-from nanoserve.model.params import abstract
+from nanoserve.model.params import abstract, from_tensors
 from nanoserve.model.rope import frequencies, rotate, rotation
 from nanoserve.model.step import init_state, make_steps
-from nanoserve.specs.models import RopeScaling
-from tests.model.factories import KEY, TINY, decode_rows, prefill_rows, sequence
+from nanoserve.specs.models import RopeScaling, full_attention_layers
+from nanoserve.weights.random import RandomTensors
+from tests.model.factories import EXPERTS, KEY, TINY, decode_rows, prefill_rows, sequence
 
 UNTIED, TIED = TINY, dataclasses.replace(TINY, tied_embeddings=True)
 
@@ -60,6 +63,46 @@ def test_activations_match_their_definitions():
     np.testing.assert_allclose(ACTIVATIONS["silu"](x), x / (1 + np.exp(-x)), atol=1e-6)
     np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-6)
     assert 1e-5 < np.abs(ACTIVATIONS["gelu"](x) - tanh).max() < 1e-3
+
+
+def test_each_token_meets_its_experts_alone_however_tokens_are_mixed():
+    """Against a loop in float64; tokens beside it change nothing, bit for bit."""
+    rng, moe = np.random.default_rng(0), EXPERTS.moe
+    params = from_tensors(EXPERTS, RandomTensors(EXPERTS, seed=0), jnp.float32)
+    layer = decoder.one_layer(params.layers, 1)
+    x_TD = rng.standard_normal((7, EXPERTS.hidden)).astype(np.float32)
+    want = np.zeros(x_TD.shape)
+    for token, x_D in enumerate(x_TD.astype(np.float64)):
+        chances = np.exp(x_D @ np.asarray(layer.router))
+        chosen = np.argsort(-chances)[: moe.top_k]
+        for expert in chosen:
+            gate, up = np.split(x_D @ np.asarray(layer.w_experts_gate_up[1, expert]), 2)
+            out = (gate / (1 + np.exp(-gate)) * up) @ np.asarray(layer.w_experts_down[1, expert])
+            want[token] += chances[expert] / chances[chosen].sum() * out
+    got = experts(layer, 1, moe, "silu", jnp.asarray(x_TD))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    beside_others = experts(layer, 1, moe, "silu", jnp.asarray(x_TD).at[1:].set(7.0))
+    np.testing.assert_array_equal(beside_others[0], got[0])
+
+
+@pytest.mark.parametrize(("layers", "period"), [(1, 2), (6, 2), (7, 3), (8, 3), (4, 1), (5, None)])
+def test_every_layer_runs_once_in_order_with_its_window(layers, period):
+    spec = dataclasses.replace(TINY, layers=layers, sliding_window_tokens=9, full_attention_every=period)
+
+    def layer_with(window, index, carry):
+        ran, count = carry
+        return ran.at[count].set(jnp.stack([index, window or 0])), count + 1
+
+    ran, count = decoder.through_layers(spec, layer_with, (jnp.zeros((layers, 2), jnp.int32), 0))
+    full = {index for index in range(layers) if period and (index + 1) % period == 0}
+    assert ran.tolist() == [[index, 0 if index in full else 9] for index in range(layers)]
+    assert count == layers and full_attention_layers(spec) == len(full)
+
+
+def test_layers_with_a_window_may_turn_by_another_base():
+    spec = dataclasses.replace(TINY, sliding_window_tokens=9, local_rope_theta=100.0)
+    np.testing.assert_array_equal(frequencies(spec, 9), frequencies(dataclasses.replace(TINY, rope_theta=100.0)))
+    np.testing.assert_array_equal(frequencies(spec, None), frequencies(TINY))
 
 
 def layer_flops(spec, tokens: int) -> dict[str, int]:

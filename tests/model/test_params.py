@@ -9,13 +9,16 @@ import pytest
 
 from nanoserve.model.params import AXES, FAMILIES, abstract, from_tensors, logical_axes, supports
 from nanoserve.specs.errors import ConfigError, WeightsError
-from nanoserve.specs.models import MoeSpec
+from nanoserve.specs.models import MlaSpec, MoeSpec
 from nanoserve.weights.random import RandomTensors
-from tests.model.factories import TINY
+from tests.model.factories import EXPERTS, TINY
 
-EVERYTHING = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True)
+EVERYTHING = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, post_norms=True)
+ALL_ARRAYS = pytest.mark.parametrize("spec", [EVERYTHING, EXPERTS], ids=["dense", "experts"])
 UNSUPPORTED = {
-    "mixture-of-experts": {"moe": MoeSpec(experts=4, top_k=2, ffn=8)},
+    "experts that are always on": {"moe": MoeSpec(experts=4, top_k=2, ffn=8, shared=1)},
+    "dense layers before": {"moe": MoeSpec(experts=4, top_k=2, ffn=8, dense_layers=1)},
+    "latent attention": {"mla": MlaSpec(q_rank=8, kv_rank=8, nope_size=8, rope_size=8, value_size=8)},
     "biases everywhere": {"biases": True},
     "absolute positions": {"rope_theta": None},
     "without gate": {"gated_mlp": False},
@@ -60,15 +63,29 @@ def test_two_checkpoints_give_different_layers():
     assert not jnp.array_equal(params.layers.wo, other.layers.wo)
 
 
-def test_abstract_shapes_are_those_of_a_loaded_checkpoint():
-    loaded = from_tensors(EVERYTHING, RandomTensors(EVERYTHING, seed=0), jnp.bfloat16)
+def test_experts_and_router_of_the_checkpoint_land_in_their_places():
+    source = RandomTensors(EXPERTS, seed=1, dtype=np.float32)
+    layer = from_tensors(EXPERTS, source, jnp.float32).layers
+    for expert in range(EXPERTS.moe.experts):
+        gate, up, down = (
+            source.read(f"model.layers.1.mlp.experts.{expert}.{part}_proj.weight") for part in ("gate", "up", "down")
+        )
+        np.testing.assert_array_equal(layer.w_experts_gate_up[1, expert], np.concatenate([gate.T, up.T], axis=1))
+        np.testing.assert_array_equal(layer.w_experts_down[1, expert], down.T)
+    np.testing.assert_array_equal(layer.router[1], source.read("model.layers.1.mlp.gate.weight").T)
+
+
+@ALL_ARRAYS
+def test_abstract_shapes_are_those_of_a_loaded_checkpoint(spec):
+    loaded = from_tensors(spec, RandomTensors(spec, seed=0), jnp.bfloat16)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), loaded)
-    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract(EVERYTHING, jnp.bfloat16))
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract(spec, jnp.bfloat16))
 
 
-def test_logical_axes_name_every_dimension():
-    named = logical_axes(EVERYTHING)
-    shapes = abstract(EVERYTHING, jnp.float32)
+@ALL_ARRAYS
+def test_logical_axes_name_every_dimension(spec):
+    named = logical_axes(spec)
+    shapes = abstract(spec, jnp.float32)
     leaves, tree = jax.tree.flatten(shapes)
     for axes, leaf in zip(tree.flatten_up_to(named), leaves, strict=True):
         assert len(axes) == len(set(axes)) == leaf.ndim

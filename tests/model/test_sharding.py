@@ -17,7 +17,7 @@ from tests.model.factories import TINY
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 PROGRAM = """
-import re, jax, numpy as np
+import re, sys, jax, numpy as np
 from nanoserve.model import sharding, step
 from nanoserve.model.attention import attention_for
 from nanoserve.model.params import from_tensors
@@ -25,6 +25,7 @@ from nanoserve.model.places import state_places
 from nanoserve.weights.random import RandomTensors
 from tests.model.factories import *
 
+spec = {"TINY": TINY, "EXPERTS": EXPERTS}[sys.argv[1]]
 mesh = sharding.make_mesh(jax.devices())
 sequences = [sequence(0, 9), sequence(3, 5)]
 prompts = prefill_rows([(s, 0, len(s.tokens)) for s in sequences], tokens=16, rows=2)
@@ -41,19 +42,19 @@ def run(mixed, params, state):
         found.append((tokens, logprobs))
     return state, found
 
-source = RandomTensors(TINY, 0, np.float32)
-_, want = run(step.make_steps(TINY).mixed, from_tensors(TINY, source, np.float32), empty_state())
-params = from_tensors(TINY, source, np.float32, sharding.placer(mesh), ways=2)
-places = state_places(TINY, "xla", "float32", mesh)
+source = RandomTensors(spec, 0, np.float32)
+_, want = run(step.make_steps(spec).mixed, from_tensors(spec, source, np.float32), empty_state())
+params = from_tensors(spec, source, np.float32, sharding.placer(mesh), ways=2)
+places = state_places(spec, "xla", "float32", mesh)
 state = jax.device_put(empty_state(), places)
-mixed = step.make_steps(TINY, attention=attention_for(TINY, "xla", mesh), places=places).mixed
+mixed = step.make_steps(spec, attention=attention_for(spec, "xla", mesh), places=places).mixed
 program = mixed.lower(params, state, decode_rows([], [], rows=2), prompts, KEY).compile()
 state, found = run(program, params, state)
 
 for (tokens, logprobs), (tokens_wanted, logprobs_wanted) in zip(found, want):
     np.testing.assert_array_equal(tokens, tokens_wanted)
     np.testing.assert_allclose(logprobs, logprobs_wanted, atol=1e-5)
-assert state.pool.pages[0].addressable_shards[0].data.shape[2] == TINY.kv_heads // 2
+assert state.pool.pages[0].addressable_shards[0].data.shape[2] == spec.kv_heads // 2
 
 scopes = re.findall('all-[a-z]+[(].*op_name="([^"]*)"', program.as_text())
 for part in ("attention/out", "mlp"):
@@ -63,10 +64,11 @@ assert not unwanted, unwanted
 """
 
 
-def test_two_devices_give_the_tokens_of_one_with_two_reductions_a_layer():
+@pytest.mark.parametrize("spec", ["TINY", "EXPERTS"])
+def test_two_devices_give_the_tokens_of_one_with_two_reductions_a_layer(spec):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=os.environ | flags, cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, spec], env=os.environ | flags, cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

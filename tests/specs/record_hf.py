@@ -87,6 +87,32 @@ def mistral(model_type: str, vocab: int, **fields: Any) -> dict[str, Any]:
     }
 
 
+def gemma(model_type: str, *dimensions: int, query_scalar: int, window: int, **fields: Any) -> dict[str, Any]:
+    """Gemma 2 and 3 as published: the pattern of windows and the tied head are not stated."""
+    return {
+        **shape(*dimensions),
+        "model_type": model_type,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "query_pre_attn_scalar": query_scalar,
+        "sliding_window": window,
+        "attention_bias": False,
+        **fields,
+    }
+
+
+GEMMA_2 = {"rope_theta": 10000.0, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+GEMMA_3 = {
+    "rope_theta": 1000000,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "head_dim": 256,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
+
+
 def published() -> dict[str, dict[str, Any]]:
     """Published config.json files under the names of nanoserve's registry, without what does not bear on the shape."""
     qwen_3 = {"head_dim": 128, "attention_bias": False, "rope_scaling": None}
@@ -109,6 +135,33 @@ def published() -> dict[str, dict[str, Any]]:
         "mistral-7b-v0.3": mistral("mistral", 32768, rope_theta=1000000.0, sliding_window=None),
         "mixtral-8x7b": mistral(
             "mixtral", 32000, rope_theta=1e6, sliding_window=None, num_local_experts=8, num_experts_per_tok=2
+        ),
+        "qwen3-30b-a3b": qwen(
+            "qwen3_moe",
+            *(48, 2048, 32, 4, 6144, 151936, 40960),
+            tied=False,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=768,
+            norm_topk_prob=True,
+            decoder_sparse_step=1,
+            mlp_only_layers=[],
+            **qwen_3,
+        ),
+        "gemma-2-2b": gemma(
+            "gemma2", 26, 2304, 8, 4, 9216, 256000, 8192, query_scalar=256, window=4096, head_dim=256, **GEMMA_2
+        ),
+        "gemma-2-9b": gemma(
+            "gemma2", 42, 3584, 16, 8, 14336, 256000, 8192, query_scalar=256, window=4096, head_dim=256, **GEMMA_2
+        ),
+        "gemma-2-27b": gemma(
+            "gemma2", 46, 4608, 32, 16, 36864, 256000, 8192, query_scalar=144, window=4096, head_dim=128, **GEMMA_2
+        ),
+        "gemma-3-270m": gemma(
+            "gemma3_text", 18, 640, 4, 1, 2048, 262144, 32768, query_scalar=256, window=512, **GEMMA_3
+        ),
+        "gemma-3-1b": gemma(
+            "gemma3_text", 26, 1152, 4, 1, 6912, 262144, 32768, query_scalar=256, window=512, **GEMMA_3
         ),
         "phi-3-mini": {
             **shape(32, 3072, 32, 32, 8192, 32064, 4096),
@@ -150,6 +203,11 @@ def variants() -> dict[str, dict[str, Any]]:
         "qwen2-window-beyond-last": qwen_2 | {"use_sliding_window": True, "max_window_layers": 3},
         "qwen2-window-default-start": qwen_2 | {"use_sliding_window": True},
         "qwen3-head-dim-absent": small | {"model_type": "qwen3"},
+        "qwen3-moe-bare": small | {"model_type": "qwen3_moe"},
+        "qwen3-moe-window": small | {"model_type": "qwen3_moe", "use_sliding_window": True, "sliding_window": 128},
+        "gemma2-bare": without(small, "hidden_act") | {"model_type": "gemma2"},
+        "gemma3-bare": without(small, "hidden_act") | {"model_type": "gemma3_text"},
+        "gemma3-pattern": small | {"model_type": "gemma3_text", "sliding_window": 128, "sliding_window_pattern": 2},
         "phi3-bare": without(small, "num_key_value_heads") | {"model_type": "phi3"},
     }
 
@@ -174,14 +232,15 @@ def record(raw: dict[str, Any]) -> dict[str, Any]:
         config.save_pretrained(folder)
         saved = json.loads((pathlib.Path(folder) / "config.json").read_text())
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(config, "sliding_window", None) if kinds == {"sliding_attention"} else None
+    window = getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     return {
         "published": raw,
         "saved": saved,
         "kv_heads": config.num_key_value_heads,
         "head_size": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        "rope_theta": config.rope_parameters["rope_theta"],
-        "rope_type": config.rope_parameters["rope_type"],
+        "rope_theta": rope["rope_theta"],
+        "rope_type": rope["rope_type"],
         "tied_embeddings": config.tie_word_embeddings,
         "sliding_window_tokens": window,
         "parameters": parameters(config),

@@ -124,6 +124,11 @@ def test_incomplete_rope_scaling_names_the_key(key: str, tmp_path: pathlib.Path)
         ("llama-3.1-8b", {"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
         ("qwen2.5-7b", {"use_sliding_window": True, "max_window_layers": 7}, "21 of 28 layers have a sliding window"),
         ("qwen3-8b", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "layer_types must list 36"),
+        ("gemma-2-2b", {"layer_types": ["full_attention"] + ["sliding_attention"] * 25}, "is no pattern in which"),
+        ("gemma-3-1b", {"use_bidirectional_attention": True}, "use_bidirectional_attention = true is not supported"),
+        ("gemma-3-1b", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type 'linear' is not supported"),
+        ("qwen3-30b-a3b", {"mlp_only_layers": [0]}, "some layers have no experts"),
+        ("qwen3-30b-a3b", {"decoder_sparse_step": 2}, "some layers have no experts"),
         ("mixtral-8x7b", {"num_experts_per_tok": 9}, "num_experts_per_tok = 9 is more than the 8 experts"),
     ],
 )

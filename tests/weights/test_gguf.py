@@ -19,6 +19,20 @@ SPECS = [
     tiny_spec(tied_embeddings=True, rope_theta=500000.0, norm_eps=1e-6),
     tiny_spec(family="qwen2", qkv_bias=True, sliding_window_tokens=32),
     tiny_spec(family="qwen3", qk_norm=True, tied_embeddings=True),
+    tiny_spec(
+        family="gemma3",
+        qk_norm=True,
+        tied_embeddings=True,
+        sliding_window_tokens=32,
+        full_attention_every=6,
+        rope_theta=1e6,
+        local_rope_theta=10000.0,
+        query_scalar=16.0,
+        scaled_embeddings=True,
+        zero_centred_norms=True,
+        post_norms=True,
+        activation="gelu_tanh",
+    ),
 ]
 
 
@@ -41,6 +55,7 @@ def test_tensors_come_back_under_hugging_face_names(tmp_path, spec):
     for name, array in tensors.items():
         heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}.get(name.split(".")[-2])
         expected = array if spec.family != "llama" or heads is None else half_split_rows(array, heads)
+        expected = expected - 1 if spec.family == "gemma3" and "norm" in name else expected
         np.testing.assert_array_equal(source.read(name), expected, err_msg=name)
 
 

@@ -13,11 +13,11 @@ from tests.weights.factories import tiny_spec
 
 SPEC = tiny_spec(family="qwen2", qkv_bias=True, qk_norm=True)
 MATRIX = "model.layers.1.mlp.down_proj.weight"
-DENSE = [name for name in model_names() if not (model(name).moe or model(name).biases)]
+LIKE_LLAMA = [name for name in model_names() if not (model(name).mla or model(name).biases)]
 
 
-@pytest.mark.parametrize("name", DENSE)
-def test_tensors_of_every_dense_model_hold_exactly_its_parameters(name):
+@pytest.mark.parametrize("name", LIKE_LLAMA)
+def test_tensors_of_every_llama_style_model_hold_exactly_its_parameters(name):
     spec = model(name)
     assert sum(math.prod(shape) for _, shape in tensor_shapes(spec)) == parameter_counts(spec).total
 

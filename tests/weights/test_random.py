@@ -1,5 +1,7 @@
 """Random weights: every tensor of the model, the same whatever else is read, of a scale that keeps activations."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -45,19 +47,21 @@ def test_values_are_the_same_on_every_machine():
     np.testing.assert_array_equal(found, np.array(GOLDEN, np.float32))
 
 
-def test_matrices_keep_the_scale_of_activations_and_norms_are_one():
-    source = RandomTensors(SPEC, 3, np.float32)
-    for name, shape in tensor_shapes(SPEC):
+@pytest.mark.parametrize("zero_centred", [False, True])
+def test_matrices_keep_the_scale_of_activations_and_norms_multiply_by_one(zero_centred):
+    spec = dataclasses.replace(SPEC, zero_centred_norms=zero_centred)
+    source = RandomTensors(spec, 3, np.float32)
+    for name, shape in tensor_shapes(spec):
         array = source.read(name)
         if name.endswith("norm.weight"):
-            np.testing.assert_array_equal(array, 1)
+            np.testing.assert_array_equal(array + zero_centred, 1)
         elif len(shape) == 2:
             # The variance of n normal draws has a relative deviation of sqrt(2 / n); five of them.
             assert abs(array.var() * shape[1] - 1) < 5 * np.sqrt(2 / array.size), name
 
 
 def test_models_that_are_only_simulated_are_refused():
-    moe = MoeSpec(experts=4, top_k=2, ffn=32)
+    moe = MoeSpec(experts=4, top_k=2, ffn=32, shared=1)
     for spec in (tiny_spec(moe=moe), tiny_spec(family="gpt3", biases=True, rope_theta=None)):
         with pytest.raises(WeightsError, match="roofline"):
             RandomTensors(spec, 0)

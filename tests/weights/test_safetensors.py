@@ -1,5 +1,6 @@
 """Safetensors folders: what was saved comes back; a damaged or hostile one is a WeightsError naming the file."""
 
+import functools
 import json
 import tracemalloc
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from nanoserve.specs.errors import WeightsError
+from nanoserve.specs.models import MoeSpec
 from nanoserve.weights.safetensors import INDEX, SINGLE, SafetensorsTensors
 from tests.weights.factories import mutate, only_weights_errors, random_tensors, tiny_spec
 
@@ -205,3 +207,18 @@ def test_a_damaged_file_raises_nothing_but_weights_error(valid, edits, keep):
     path, data = valid
     path.write_bytes(mutate(data, edits, keep))
     only_weights_errors(read_all, path)
+
+
+def test_experts_of_mixtral_have_the_names_of_qwen3_moe(tmp_path):
+    spec = tiny_spec(family="mixtral", moe=MoeSpec(experts=3, top_k=2, ffn=40))
+    tensors = random_tensors(spec)
+    theirs = {".mlp.": ".block_sparse_moe.", "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+
+    def stored(name: str) -> str:
+        return functools.reduce(lambda text, ours: text.replace(ours, theirs[ours]), theirs, name)
+
+    save_file({stored(name): array for name, array in tensors.items()}, tmp_path / SINGLE)
+    source = SafetensorsTensors(tmp_path, spec)
+    assert source.names() == tensors.keys()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(source.read(name), array, err_msg=name)
