@@ -1,6 +1,8 @@
-"""Paged attention against the NumPy oracle, and the promises of its contract."""
+"""Paged attention in XLA, and the contract: its promises, against the NumPy oracle, and what it refuses."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,51 +12,50 @@ import numpy as np
 import pytest
 
 from kernels.pallas.paged_attention import api, arg_specs, reference, xla
+from kernels.pallas.paged_attention.arg_specs import Shape
 from nanoserve.specs.errors import ConfigError
+from tests.kernels import promises
+from tests.kernels.promises import F32_TOLERANCE, Arguments, Case, called, of_kind
 
-F32_TOLERANCE = 2e-6
-BF16_TOLERANCE = 2e-2  # results of order 1, rounded to 8 bits
-
-decode = jax.jit(api.decode_attention, static_argnames=("scale", "window", "soft_cap", "implementation"))
-prefill = jax.jit(api.prefill_attention, static_argnames=("scale", "window", "soft_cap", "implementation"))
-
-
-def tolerance(shape: arg_specs.Shape) -> float:
-    return BF16_TOLERANCE if shape.dtype == "bfloat16" else F32_TOLERANCE
+STATIC = ("scale", "window", "soft_cap", "implementation")
+decode = functools.partial(jax.jit(api.decode_attention, static_argnames=STATIC), implementation="xla")
+prefill = functools.partial(jax.jit(api.prefill_attention, static_argnames=STATIC), implementation="xla")
+ATTENTION = {"decode": decode, "prefill": prefill}
 
 
-@pytest.mark.parametrize("name", arg_specs.DECODE)
-def test_decode_matches_the_oracle_on_a_poisoned_pool(name):
-    shape = arg_specs.DECODE[name]
-    args = arg_specs.make_decode(shape, seed=1)
-    got = decode(*args.values(), **shape.options)
-    assert got.dtype == jnp.dtype(shape.dtype)
-    want = reference.decode_attention(*args.values(), **shape.options)
-    np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=tolerance(shape), rtol=0)
+def run(case: Case, args: Arguments, **options) -> np.ndarray:
+    got = called(ATTENTION[case.kind], args, **case.shape.options, **options)
+    assert got.dtype == jnp.dtype(case.shape.dtype)
+    return np.asarray(got, np.float64)
 
 
-@pytest.mark.parametrize("name", arg_specs.PREFILL)
-def test_prefill_matches_the_oracle_on_a_poisoned_pool(name):
-    shape = arg_specs.PREFILL[name]
-    args = arg_specs.make_prefill(shape, seed=2)
-    got = prefill(*args.values(), **shape.options)
-    assert got.dtype == jnp.dtype(shape.dtype)
-    want = reference.prefill_attention(*args.values(), **shape.options)
-    np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=tolerance(shape), rtol=0)
+QUANTISED = Shape(kv_lens=(0, 300, 5), q_lens=(0, 9, 5))
+
+CASES = {
+    **of_kind("decode", arg_specs.DECODE),
+    **of_kind("prefill", arg_specs.PREFILL),
+    **of_kind("decode", {"int8": QUANTISED}, quantised="int8"),
+    **of_kind("decode", {"fp8": QUANTISED}, quantised="float8_e4m3fn"),
+    **of_kind("prefill", {"int8": QUANTISED}, quantised="int8"),
+}
+NEIGHBOURS = {
+    "edges_page_16": (CASES["decode-edges_page_16"], range(5)),
+    "several_chunks": (CASES["decode-several_chunks"], range(4)),
+    "window": (CASES["decode-window"], range(5)),
+    "bf16": (CASES["decode-bf16"], range(2)),
+    "several_blocks": (CASES["prefill-several_blocks"], [0]),
+}
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("decode", "int8"), ("decode", "float8_e4m3fn"), ("prefill", "int8")])
-def test_8_bit_pages_and_their_scales_match_the_oracle(kind, dtype):
-    shape = arg_specs.Shape(kv_lens=(0, 300, 5), q_lens=(0, 9, 5))
-    args = getattr(arg_specs, f"make_{kind}")(shape, seed=3)
-    args["kv_pages"], kv_scales = arg_specs.quantised(args["kv_pages"], dtype)
-    got = {"decode": decode, "prefill": prefill}[kind](*args.values(), **shape.options, kv_scales=kv_scales)
-    want = getattr(reference, f"{kind}_attention")(*args.values(), **shape.options, kv_scales=kv_scales)
-    np.testing.assert_allclose(got, want, atol=F32_TOLERANCE, rtol=0)
+class TestXla(promises.Promises):
+    run = staticmethod(run)
+    cases = CASES
+    edges = CASES["decode-edges_page_16"]
+    neighbours = NEIGHBOURS
 
 
 def test_the_oracle_of_8_bit_pages_is_the_oracle_of_the_numbers_they_stand_for():
-    shape = arg_specs.Shape(kv_lens=(33, 5))
+    shape = Shape(kv_lens=(33, 5))
     args = arg_specs.make_decode(shape, seed=3)
     pages, scales = arg_specs.quantised(args["kv_pages"], "int8")
     numbers = args | {"kv_pages": pages.astype(np.float64) * scales[..., None]}
@@ -63,35 +64,14 @@ def test_the_oracle_of_8_bit_pages_is_the_oracle_of_the_numbers_they_stand_for()
     np.testing.assert_allclose(got, want, atol=1e-12, rtol=0)
 
 
-def test_the_poison_reaches_the_result_when_a_length_is_wrong():
-    """The NaN tests above can fail: one position too many and the result is NaN."""
-    shape = arg_specs.DECODE["edges_page_16"]
-    args = arg_specs.make_decode(shape, seed=1) | {"kv_lens": np.array([0, 2, 16, 16, 18], np.int32)}
-    got = decode(*args.values(), **shape.options)
-    assert np.isnan(got).any(axis=(1, 2)).tolist() == [False, True, True, False, True]
-
-
-def padded(args: dict[str, np.ndarray], pages: int = 64, tokens: int = 80) -> dict[str, np.ndarray]:
-    """The same case with more pool, table and padding tokens, so that every example has one shape and compiles once."""
-    kv_pages, table, q = args["kv_pages"], args["page_table"], args["q"]
-    args["kv_pages"] = np.pad(kv_pages, ((0, pages - len(kv_pages)), *[(0, 0)] * 4), constant_values=np.nan)
-    args["page_table"] = np.pad(table, ((0, 0), (0, 16 - table.shape[1])), constant_values=-1)
-    if "cu_q_lens" in args:
-        args["q"] = np.pad(q, ((0, tokens - len(q)), (0, 0), (0, 0)), constant_values=np.nan)
-    return args
-
-
-SMALL = {"page_tokens": 4, "head_size": 8}
+SMALL: dict[str, Any] = {"page_tokens": 4, "head_size": 8}
 lengths = st.lists(st.integers(0, 40), min_size=4, max_size=4)
 
 
 @hypothesis.given(lengths=lengths, window=st.sampled_from([None, 7]), seed=st.integers(0, 99))
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_decode_of_any_lengths_matches_the_oracle(lengths, window, seed):
-    shape = arg_specs.Shape(kv_lens=tuple(lengths), window=window, **SMALL)
-    args = padded(arg_specs.make_decode(shape, seed))
-    want = reference.decode_attention(*args.values(), **shape.options)
-    np.testing.assert_allclose(decode(*args.values(), **shape.options), want, atol=F32_TOLERANCE, rtol=0)
+    matches("decode", Shape(kv_lens=tuple(lengths), window=window, **SMALL), seed)
 
 
 chunks = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=4, max_size=4)
@@ -100,50 +80,17 @@ chunks = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=4,
 @hypothesis.given(chunks=chunks, window=st.sampled_from([None, 7]), seed=st.integers(0, 99))
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_prefill_of_any_chunks_matches_the_oracle(chunks, window, seed):
-    kv_lens = tuple(past + new if new else 0 for past, new in chunks)
-    q_lens = tuple(new for _, new in chunks)
-    shape = arg_specs.Shape(kv_lens=kv_lens, q_lens=q_lens, window=window, **SMALL)
-    args = padded(arg_specs.make_prefill(shape, seed, padding_tokens=0))
-    want = reference.prefill_attention(*args.values(), **shape.options)
-    np.testing.assert_allclose(prefill(*args.values(), **shape.options), want, atol=F32_TOLERANCE, rtol=0)
+    matches("prefill", promises.chunks_shape(chunks, window=window, **SMALL), seed)
 
 
-@pytest.mark.parametrize("name", ["edges_page_16", "several_chunks", "window", "bf16"])
-def test_a_decode_row_has_the_same_bits_whatever_its_neighbours(name):
-    shape = arg_specs.DECODE[name]
-    args = arg_specs.make_decode(shape, seed=3)
-    together = decode(*args.values(), **shape.options)
-    for row, _ in enumerate(shape.kv_lens):
-        others = {"kv_lens": np.where(np.arange(len(shape.kv_lens)) == row, args["kv_lens"], 0)}
-        alone = decode(*(args | others).values(), **shape.options)
-        np.testing.assert_array_equal(alone[row], together[row])
-
-
-def test_a_chunk_has_the_same_bits_whatever_follows_it():
-    shape = arg_specs.PREFILL["several_blocks"]
-    args = arg_specs.make_prefill(shape, seed=3)
-    together = prefill(*args.values(), **shape.options)
-    first = {"kv_lens": np.array([300, 0, 0], np.int32), "cu_q_lens": np.array([0, 300, 300, 300], np.int32)}
-    alone = prefill(*(args | first).values(), **shape.options)
-    np.testing.assert_array_equal(alone[:300], together[:300])
-    assert not alone[300:].any()
-
-
-def test_renaming_pages_changes_no_bit():
-    shape = arg_specs.PREFILL["after_a_past"]
-    args = arg_specs.make_prefill(shape, seed=4)
-    want = prefill(*args.values(), **shape.options)
-    pages = len(args["kv_pages"])
-    order = np.random.default_rng(5).permutation(pages)
-    renamed = args | {"kv_pages": np.empty_like(args["kv_pages"]), "page_table": args["page_table"].copy()}
-    renamed["kv_pages"][order] = args["kv_pages"]
-    inside = (args["page_table"] >= 0) & (args["page_table"] < pages)
-    renamed["page_table"][inside] = order[args["page_table"][inside]]
-    np.testing.assert_array_equal(prefill(*renamed.values(), **shape.options), want)
+def matches(kind: str, shape: Shape, seed: int) -> None:
+    case = Case(kind=kind, shape=shape)
+    args = promises.padded(case.make(seed), pages=64, table_pages=16, tokens=83)
+    np.testing.assert_allclose(run(case, args), case.want(args), atol=F32_TOLERANCE, rtol=0)
 
 
 def test_a_chunk_split_in_two_gives_the_same_values():
-    whole = arg_specs.Shape(kv_lens=(200,), q_lens=(200,))
+    whole = Shape(kv_lens=(200,), q_lens=(200,))
     args = arg_specs.make_prefill(whole, seed=6, padding_tokens=0)
     want = prefill(*args.values(), **whole.options)
     for start, end in ((0, 70), (70, 200)):
@@ -169,10 +116,14 @@ def test_gathered_tokens_count_whole_chunks_up_to_the_longest_row():
     assert blocks == 256 + 256 + 512  # queries 0-127, 128-255, 256-299
 
 
-def test_an_implementation_that_does_not_exist_is_refused_by_name():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("xlaa", r"no implementation 'xlaa'.*Did you mean 'xla'\?"), ("auto", "'auto' is for `choose`")],
+)
+def test_a_call_takes_the_name_of_an_implementation_and_nothing_else(name, message):
     args = arg_specs.make_decode(arg_specs.DECODE["multi_head"], seed=1)
-    with pytest.raises(ConfigError, match=r"no implementation 'xlaa'.*Did you mean 'xla'\?"):
-        api.decode_attention(*args.values(), scale=1.0, implementation="xlaa")
+    with pytest.raises(ConfigError, match=message):
+        decode(*args.values(), scale=1.0, implementation=name)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +136,14 @@ def test_an_implementation_that_does_not_exist_is_refused_by_name():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(name, value, message):
-    shape = arg_specs.Shape(kv_lens=(3, 3), groups=2)
+    shape = Shape(kv_lens=(3, 3), groups=2)
     args = arg_specs.make_decode(shape, seed=1) | {name: jnp.asarray(value)}
     with pytest.raises(ValueError, match=message):
-        api.decode_attention(*args.values(), **shape.options)
+        decode(*args.values(), **shape.options)
 
 
 def test_scales_that_do_not_fit_the_pages_are_refused():
-    shape = arg_specs.Shape(kv_lens=(3, 3))
+    shape = Shape(kv_lens=(3, 3))
     args = arg_specs.make_decode(shape, seed=1)
     with pytest.raises(ValueError, match=r"kv_scales is \[P, p, K, 2\] of pages"):
-        api.decode_attention(*map(jnp.asarray, args.values()), **shape.options, kv_scales=jnp.ones(3))
+        decode(*map(jnp.asarray, args.values()), **shape.options, kv_scales=jnp.ones(3))

@@ -10,8 +10,9 @@ factor for each key and each value. Every implementation keeps four promises:
 3. A row of length 0, and a token past the last chunk, gives zeros.
 4. Scores and sums are float32; only the result is rounded to the query's dtype.
 
-A model's layers may share one array, a layer's pages being those from `first_page` on; and they share what depends on
-lengths alone, which `decode_work` and `prefill_work` make once a step.
+`choose` picks an implementation for a model's shapes, and everything else here takes the name that it returned. Layers
+may share one array, a layer's pages being those from `first_page` on; and they share what depends on lengths alone,
+which `decode_work` and `prefill_work` make once a step.
 
 Next: `reference` (NumPy, plain loops), `xla` (any chip), `tpu` and `gpu` (Mosaic), `arg_specs` (the shapes that
 tests and benchmarks share).
@@ -103,7 +104,7 @@ def decode_work(
     kv_lens_B: Int32[Array, " B"],
     *,
     window: int | None = None,
-    implementation: str = AUTO,
+    implementation: str,
 ) -> Work:
     """What `decode_attention` derives from lengths and shapes, for all layers that share them.
 
@@ -123,7 +124,7 @@ def prefill_work(
     cu_q_lens: Int32[Array, " R+1"],
     *,
     window: int | None = None,
-    implementation: str = AUTO,
+    implementation: str,
 ) -> Work:
     """What `prefill_attention` derives from lengths and shapes; see `decode_work`."""
     return _module(implementation).prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens, window=window)
@@ -142,7 +143,7 @@ def decode_attention(
     kv_scales: Float[Array, "P p K 2"] | None = None,
     first_page: Int32[Array, ""] | int = 0,
     work: Work | None = None,
-    implementation: str = AUTO,
+    implementation: str,
 ) -> Float[Array, "B H h"]:
     """One query per sequence, at its last position.
 
@@ -157,13 +158,13 @@ def decode_attention(
       kv_scales: float32 factor of each key and each value of int8 or float8 pages; None where pages hold the numbers.
       first_page: added to every entry of the page table.
       work: what `decode_work` made of the same rows, window and implementation; None makes it here.
-      implementation: a name in `IMPLEMENTATIONS`; `auto` is `xla` (`choose` knows better).
+      implementation: the name that `choose` returned for these shapes: what it cannot serve is found there, once.
 
     Returns:
       The attended values, in the query's dtype.
 
     Raises:
-      ConfigError: for an implementation that does not exist, or that does not serve these shapes.
+      ConfigError: for an implementation that does not exist.
       ValueError: for shapes that do not fit together.
     """
     _check(q_BHh, kv_pages, page_table_BN, kv_lens_B, window, kv_scales)
@@ -187,7 +188,7 @@ def prefill_attention(
     kv_scales: Float[Array, "P p K 2"] | None = None,
     first_page: Int32[Array, ""] | int = 0,
     work: Work | None = None,
-    implementation: str = AUTO,
+    implementation: str,
 ) -> Float[Array, "T H h"]:
     """Causal attention of prompt chunks laid end to end, over the KV that they and earlier chunks wrote.
 
@@ -204,7 +205,7 @@ def prefill_attention(
       The attended values, in the query's dtype.
 
     Raises:
-      ConfigError: for an implementation that does not exist, or that does not serve these shapes.
+      ConfigError: for an implementation that does not exist.
       ValueError: for shapes that do not fit together.
     """
     _check(q_THh, kv_pages, page_table_RN, kv_lens_R, window, kv_scales)
@@ -224,7 +225,7 @@ def write_kv(
     kv_scales: Float[Array, "P p K 2"] | None = None,
     scales_TK2: Float[Array, "T K 2"] | None = None,
     first_page: Int32[Array, ""] | int = 0,
-    implementation: str = AUTO,
+    implementation: str,
 ) -> tuple[Num[Array, "P p K 2 h"], Float[Array, "P p K 2"] | None]:
     """Puts each token's key and value at its page and offset; in place when the pool is donated.
 
@@ -250,8 +251,10 @@ def write_kv(
 
 
 def _module(implementation: str) -> ModuleType:
+    if implementation == AUTO:
+        raise ConfigError("'auto' is for `choose`, which returns the implementation that a call of attention takes")
     check_known(implementation)
-    return xla if implementation == AUTO else IMPLEMENTATIONS[implementation]
+    return IMPLEMENTATIONS[implementation]
 
 
 def _options(scale, window, soft_cap, kv_scales, first_page, work) -> dict[str, Any]:

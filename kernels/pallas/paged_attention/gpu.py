@@ -20,7 +20,6 @@ from kernels.pallas.paged_attention import gpu_decode, gpu_prefill, gpu_tuning, 
 from kernels.pallas.paged_attention.gpu_pipeline import HIDDEN, ROWS, Static
 from kernels.pallas.paged_attention.gpu_tuning import Blocks
 from kernels.pallas.paged_attention.gpu_work import WorkList
-from nanoserve.specs.errors import ConfigError
 
 DTYPES = ("bfloat16", "float16")
 QUANTISED_DTYPES = ("int8", "float8_e4m3fn")
@@ -54,12 +53,8 @@ def decode_attention(
       q_BHh, kv_pages, page_table_BN, kv_lens_B, scale, window, soft_cap, kv_scales, first_page, work: see there.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `plgpu.kernel` takes; `compat.gpu_interpreter()` to run on a CPU.
-
-    Raises:
-      ConfigError: for dtypes, head sizes, groups or pages that the kernel does not serve.
     """
     B, H, h = q_BHh.shape
-    _check_served(q_BHh, kv_pages, page_table_BN, kv_scales)
     blocks = blocks or gpu_tuning.decode_blocks(kv_pages, B, page_table_BN.shape[1])
     static = _static(blocks, q_BHh, kv_pages, interpret, scale, window, soft_cap)
     pool = (kv_pages,) if kv_scales is None else (kv_pages, kv_scales)
@@ -67,9 +62,8 @@ def decode_attention(
     G = q_BKGh.shape[2]
     q_BKGh = jnp.pad(q_BKGh, ((0, 0), (0, 0), (0, -G % TILE_ROWS), (0, 0)))
     items, used_BS = work or decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, window=window, blocks=blocks)
-    out_BSKGh, lse_BSKG = gpu_decode.call(
-        q_BKGh, pool, page_table_BN + first_page, items, blocks.splits, blocks.thread_blocks, static, interpret
-    )
+    rows = page_table_BN, _first_page(first_page), items
+    out_BSKGh, lse_BSKG = gpu_decode.call(q_BKGh, pool, *rows, blocks.splits, blocks.thread_blocks, static, interpret)
     out_BKGh = _combine(out_BSKGh, lse_BSKG, used_BS)
     return out_BKGh[:, :, :G].reshape(B, H, h).astype(q_BHh.dtype)
 
@@ -91,14 +85,13 @@ def prefill_attention(
     blocks: Blocks | None = None,
     interpret=None,
 ) -> Float[Array, "T H h"]:
-    """See `api.prefill_attention`, and `decode_attention` here for `blocks`, `interpret` and errors."""
-    _check_served(q_THh, kv_pages, page_table_RN, kv_scales)
+    """See `api.prefill_attention`, and `decode_attention` here for `blocks` and `interpret`."""
     blocks = blocks or gpu_tuning.prefill_blocks(kv_pages)
     static = _static(blocks, q_THh, kv_pages, interpret, scale, window, soft_cap)
     pool = (kv_pages,) if kv_scales is None else (kv_pages, kv_scales)
     work = work or prefill_work(q_THh, kv_pages, page_table_RN, kv_lens_R, cu_q_lens)
-    page_table_RN = page_table_RN + first_page
-    return gpu_prefill.call(q_THh, pool, page_table_RN, work, blocks.thread_blocks, static, interpret)
+    rows = page_table_RN, _first_page(first_page), work
+    return gpu_prefill.call(q_THh, pool, *rows, blocks.thread_blocks, static, interpret)
 
 
 def decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, *, window: int | None = None, blocks: Blocks | None = None):
@@ -124,6 +117,11 @@ def _combine(
     total_BKG = jnp.maximum(weights_BSKG.sum(axis=1), 1.0)  # the largest weight is 1, unless there is none
     out_BSKGh = jnp.where(used_BSKG[..., None], out_BSKGh, 0.0)
     return jnp.sum(out_BSKGh * weights_BSKG[..., None], axis=1) / total_BKG[..., None]
+
+
+def _first_page(first_page) -> Int32[Array, " 1"]:
+    """The first page as kernels read it."""
+    return jnp.asarray(first_page, jnp.int32).reshape(1)
 
 
 def _static(blocks: Blocks, q, kv_pages, interpret, scale, window, soft_cap) -> Static:
@@ -174,8 +172,3 @@ def why_not(q, kv_pages, page_table, kv_scales=None) -> str | None:
 
 def pool_order(dtype) -> None:
     """The kernels read the pool in the order that XLA gives an argument anyway; see `api.pool_order`."""
-
-
-def _check_served(q, kv_pages, page_table, kv_scales) -> None:
-    if reason := why_not(q, kv_pages, page_table, kv_scales):
-        raise ConfigError(f"{reason}: choose the implementation 'xla'")

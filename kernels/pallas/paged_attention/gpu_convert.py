@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.pallas.paged_attention import gpu_pipeline as pipeline
-from kernels.pallas.paged_attention.gpu_pipeline import ROWS, Ref, Ring, Static
+from kernels.pallas.paged_attention.gpu_pipeline import ROWS, PageRow, Ref, Ring, Static
 
 # Scales of a box of 8, 16, ... positions: every 4 lanes, and every warp, hold the same.
 LAYOUT = plgpu.Layout.TILED(
@@ -48,13 +48,13 @@ def ring_scratch(static: Static, consumers: int) -> Ring:
 
 
 def convert_blocks(
-    scales_ref: Ref, page_ids: Ref, head, begin, end, fetched, fetching: Ring, ring: Ring, static: Static
+    scales_ref: Ref, pages: PageRow, head, begin, end, fetched, fetching: Ring, ring: Ring, static: Static
 ):
     """Converts the blocks of positions `[begin, end)` of one KV head, in order.
 
     Args:
       scales_ref: [P, p, K, 2].
-      page_ids, head, begin, end, fetched: as in `gpu_pipeline.fetch_blocks`, whose blocks these are.
+      pages, head, begin, end, fetched: as in `gpu_pipeline.fetch_blocks`, whose blocks these are.
       fetching: where they come from, opened by the caller.
       ring: where they go.
       static: see there.
@@ -67,7 +67,7 @@ def convert_blocks(
     weight_factors: Ref = ring.v_factors
 
     def scales(index) -> Scales:
-        return _load_scales(scales_ref, page_ids, head, (begin, end), jnp.clip(index, first, last - 1), static)
+        return _load_scales(scales_ref, pages, head, (begin, end), jnp.clip(index, first, last - 1), static)
 
     def block(index, carry):
         fetched, (keys, values) = carry
@@ -104,13 +104,12 @@ def convert_blocks(
     return lax.fori_loop(first, last, block, (fetched, scales(first)))[0]
 
 
-def _load_scales(scales_ref: Ref, page_ids: Ref, head, seen, index, static: Static) -> Scales:
+def _load_scales(scales_ref: Ref, pages: PageRow, head, seen, index, static: Static) -> Scales:
     """Scales of block `index`; those of positions that hold no part of `seen` are of some page or other."""
     begin, end = seen
-    first_page, last_page = lax.div(begin, static.page_tokens), lax.div(end - 1, static.page_tokens)
 
     def box(position, which):
-        page = page_ids[jnp.clip(lax.div(position, static.page_tokens), first_page, last_page)]
+        page = pages.page(position, begin, end, static)
         page = jnp.clip(page, 0, scales_ref.shape[0] - 1)  # of a row that sees nothing; the TMA would not mind it
         offset = pl.multiple_of(lax.rem(position, static.page_tokens), static.box_tokens)
         source = scales_ref.at[page, pl.ds(offset, static.box_tokens), head, which]

@@ -11,6 +11,7 @@ Next: `gpu_pipeline`.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +21,22 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.pallas.paged_attention import gpu_convert
 from kernels.pallas.paged_attention import gpu_pipeline as pipeline
-from kernels.pallas.paged_attention.gpu_pipeline import ROWS, Ref, Ring, Static
+from kernels.pallas.paged_attention.gpu_pipeline import ROWS, PageRow, Ref, Ring, Static
 from kernels.pallas.paged_attention.gpu_work import WorkList
 
 CONSUMER, FETCHER, CONVERTER = 0, 1, 2
 CONSUMER_REGISTERS, FETCHER_REGISTERS, CONVERTER_REGISTERS = 240, 40, 200
 
 
-def call(q_BKGh, pool, page_table_BN, work: WorkList, splits: int, blocks: int, static: Static, interpret):
+def call(
+    q_BKGh, pool, page_table_BN, first_page_1, work: WorkList, splits: int, blocks: int, static: Static, interpret
+):
     """Runs the kernel.
 
     Args:
       q_BKGh: queries, G padded to a multiple of 8.
       pool: pages as in `api.decode_attention`, and their scales if they have some.
-      page_table_BN: as there.
+      page_table_BN, first_page_1: as there.
       work: from `gpu_work.decode_work_list`.
       splits: most splits of a row.
       blocks: thread blocks to launch.
@@ -67,15 +70,19 @@ def call(q_BKGh, pool, page_table_BN, work: WorkList, splits: int, blocks: int, 
         kernel_name="paged_decode",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
-    )(q_BKGh, *pool, page_table_BN, *work)
+    )(q_BKGh, *pool, page_table_BN, first_page_1, *work)
 
 
 def _kernel(q_ref, kv_ref, *refs, static: Static):
     """One thread block: its warpgroups walk the same items."""
-    *scales_ref, page_table_ref, items_ref, count_ref, out_ref, lse_ref = refs[:-5]
+    *scales_ref, page_table_ref, first_page_ref, items_ref, count_ref, out_ref, lse_ref = refs[:-5]
     (q_s, (out_s, lse_s)), p_s, q_full, fetching, converted = refs[-5:]
     ring = converted or fetching
     walk = functools.partial(pipeline.walk, items_ref, count_ref, q_ref.shape[1])
+
+    def pages(row):
+        return PageRow(page_table_ref.at[row], first_page_ref)
+
     warpgroup = lax.axis_index("warpgroup")
 
     @pl.when(warpgroup == CONSUMER)
@@ -98,25 +105,24 @@ def _kernel(q_ref, kv_ref, *refs, static: Static):
 
         def per_item(item, head, fetched):
             row, _, begin, end = item
-            return pipeline.fetch_blocks(kv_ref, page_table_ref.at[row], head, begin, end, fetched, fetching, static)
+            return pipeline.fetch_blocks(kv_ref, pages(row), head, begin, end, fetched, fetching, static)
 
         walk(per_item)
         pipeline.drain(fetching, static.stages, static)
 
     if static.quantised:
-        convert = functools.partial(_convert, walk, scales_ref[0], page_table_ref, fetching, ring, static)
+        convert = functools.partial(_convert, walk, scales_ref[0], pages, fetching, ring, static)
         pl.when(warpgroup == CONVERTER)(convert)
 
 
-def _convert(walk, scales_ref, page_table_ref, fetching: Ring, ring: Ring, static: Static) -> None:
+def _convert(walk, scales_ref, pages: Callable[..., PageRow], fetching: Ring, ring: Ring, static: Static) -> None:
     """The converter's part of `_kernel`."""
     pipeline.open_ring(fetching, static.stages)
     plgpu.set_max_registers(CONVERTER_REGISTERS, action="increase")
 
     def per_item(item, head, fetched):
         row, _, begin, end = item
-        page_ids = page_table_ref.at[row]
-        return gpu_convert.convert_blocks(scales_ref, page_ids, head, begin, end, fetched, fetching, ring, static)
+        return gpu_convert.convert_blocks(scales_ref, pages(row), head, begin, end, fetched, fetching, ring, static)
 
     walk(per_item)
     pipeline.drain(ring, static.slots, static)
@@ -138,9 +144,9 @@ def _attend(q_s: Ref, p_s: Ref | None, begin, end, fetched, ring: Ring, static: 
     def block(index, softmax):
         slot = lax.rem(fetched + index - first, static.slots)
 
-        def visible():
+        def mask(s):
             column, low = pipeline.indices(static, axis=1), index * static.block_tokens
-            return (column >= begin - low) & (column < end - low)
+            return jnp.where((column >= begin - low) & (column < end - low), s, pipeline.HIDDEN)
 
         def clean(v_slot):
             if static.quantised:  # by the converter
@@ -150,7 +156,7 @@ def _attend(q_s: Ref, p_s: Ref | None, begin, end, fetched, ring: Ring, static: 
             def _():
                 pipeline.zero_outside(v_slot, index, begin, end, static)
 
-        return pipeline.attend_block(softmax, q_s, p_s, slot, ring, static, visible, clean)
+        return pipeline.attend_block(softmax, q_s, p_s, slot, ring, static, mask, clean)
 
     softmax = lax.fori_loop(first, last, block, pipeline.empty(static))
     return softmax, fetched + last - first

@@ -120,6 +120,18 @@ class Ring(NamedTuple):
     v_factors: Ref | None = None
 
 
+class PageRow(NamedTuple):
+    """Where a sequence's pages are: its row of the page table, [N], and what to add to each entry, [1]."""
+
+    entries: Ref
+    first_page: Ref
+
+    def page(self, position, begin, end, static: Static):
+        """The page of the pool that holds `position`, or the nearest that holds any of positions `[begin, end)`."""
+        nearest = jnp.clip(position, begin, end - 1)
+        return self.entries[lax.div(nearest, static.page_tokens)] + self.first_page[0]
+
+
 class Softmax(NamedTuple):
     """Running softmax of a warpgroup's rows: weighted values [64, h], largest score and sum of weights [64] each.
 
@@ -172,6 +184,7 @@ def walk(items_ref: Ref, count_ref: Ref, heads: int, per_item: Callable[..., Any
         many have after.
     """
     block, blocks = lax.axis_index("block"), lax.axis_size("block")
+
     end = count_ref[0] * heads
 
     def step(carry):
@@ -199,7 +212,7 @@ def drain(ring: Ring, slots: int, static: Static) -> None:
 
 
 def fetch_blocks(
-    kv_ref: Ref, page_ids: Ref, head, begin, end, fetched, ring: Ring, static: Static, cleans: bool = False
+    kv_ref: Ref, pages: PageRow, head, begin, end, fetched, ring: Ring, static: Static, cleans: bool = False
 ):
     """Fetches the blocks of positions `[begin, end)` of one KV head, in order.
 
@@ -208,7 +221,7 @@ def fetch_blocks(
 
     Args:
       kv_ref: the pool, [P, p, K, 2, h].
-      page_ids: the sequence's row of the page table, [N].
+      pages: the sequence's.
       head: KV head.
       begin, end: positions, `begin < end` or nothing to do.
       fetched: blocks that went through the ring before these.
@@ -220,10 +233,9 @@ def fetch_blocks(
       Blocks that have gone through the ring now.
     """
     first, last = static.span(begin, end)
-    first_page, last_page = lax.div(begin, static.page_tokens), lax.div(end - 1, static.page_tokens)
 
     def source(position):
-        page = page_ids[jnp.clip(lax.div(position, static.page_tokens), first_page, last_page)]
+        page = pages.page(position, begin, end, static)
         offset = pl.multiple_of(lax.rem(position, static.page_tokens), static.box_tokens)
         return kv_ref.at[page, pl.ds(offset, static.box_tokens), head]
 
@@ -274,7 +286,7 @@ def attend_block(
     slot,
     ring: Ring,
     static: Static,
-    visible: Callable[[], jax.Array] | None = None,
+    mask: Callable[[jax.Array], jax.Array],
     clean: Callable[[Ref], None] | None = None,
 ) -> Softmax:
     """Adds the block in `slot` to a softmax, and frees the slot.
@@ -285,7 +297,7 @@ def attend_block(
       p_s: where weights go under the interpreter, [64, block_tokens]; None on a GPU.
       slot: of the ring.
       ring, static: see there.
-      visible: makes a mask of the scores that count, [64, block_tokens]; None for all.
+      mask: makes scores [64, block_tokens] that do not count `HIDDEN`.
       clean: makes the values in a slot finite wherever no query looks; None where they are.
     """
     plgpu.barrier_wait(ring.k_full.at[slot])
@@ -299,9 +311,7 @@ def attend_block(
     s = pl.run_scoped(scores, plgpu.WGMMAAccumulatorRef((ROWS, static.block_tokens), jnp.float32))
     s *= static.score_factor if ring.k_factors is None else _along_columns(ring.k_factors.at[slot], s.shape)
     plgpu.barrier_arrive(ring.k_free.at[slot])
-    s = _capped(s, static)
-    if visible is not None:
-        s = jnp.where(visible(), s, HIDDEN)
+    s = mask(_capped(s, static))
     largest = jnp.maximum(softmax.largest, s.max(axis=1))
     rescale = jnp.exp2(softmax.largest - largest)
     weights = jnp.exp2(s - _along_rows(largest, s.shape))
@@ -321,12 +331,23 @@ def attend_block(
     return Softmax(values, largest, total)
 
 
-def skip_block(slot, ring: Ring) -> None:
-    """Frees a block that other consumers attend to."""
-    plgpu.barrier_wait(ring.k_full.at[slot])
-    plgpu.barrier_arrive(ring.k_free.at[slot])
-    plgpu.barrier_wait(ring.v_full.at[slot])
-    plgpu.barrier_arrive(ring.v_free.at[slot])
+def skip_blocks(first, last, fetched, ring: Ring, static: Static) -> None:
+    """Frees blocks `[first, last)`, which other consumers attend to.
+
+    Args:
+      first, last: the first block, and the one after the last.
+      fetched: blocks that went through the ring before block 0 would have.
+      ring, static: see there.
+    """
+
+    def skip(index, _):
+        slot = lax.rem(fetched + index, static.slots)
+        plgpu.barrier_wait(ring.k_full.at[slot])
+        plgpu.barrier_arrive(ring.k_free.at[slot])
+        plgpu.barrier_wait(ring.v_full.at[slot])
+        plgpu.barrier_arrive(ring.v_free.at[slot])
+
+    lax.fori_loop(first, last, skip, None)
 
 
 def normalised(softmax: Softmax) -> jax.Array:

@@ -1,9 +1,10 @@
 """The prefill kernel on Hopper: causal attention of prompt chunks laid end to end.
 
 A tile is 128 consecutive queries of one chunk and one head; two warpgroups attend to 64 of them each, over the same
-blocks, and a third fetches. A fourth converts pages of 8 bits; `consumers` says where one attends alone. As many thread
-blocks as the chip runs at once each take every n-th (tile, head), heads of a tile next to each other because a group of
-them shares its KV through L2.
+blocks, and a third fetches. Each skips blocks that only the other sees, but attends to them, masked, where h = 256. A
+fourth converts pages of 8 bits; `consumers` says where one attends alone. As many thread blocks as the chip runs at
+once each take every n-th (tile, head), heads of a tile next to each other because a group of them shares its KV through
+L2.
 
 Rows of a tile beyond the chunk's end hold the next chunk's queries. They are computed with the rest, at no cost, and
 not written: the last tile of a chunk is copied out in powers of two. Padding tokens are tiles that see nothing, which
@@ -13,6 +14,7 @@ Next: `gpu_pipeline`, `gpu_work`.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +24,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.pallas.paged_attention import gpu_convert
 from kernels.pallas.paged_attention import gpu_pipeline as pipeline
-from kernels.pallas.paged_attention.gpu_pipeline import ROWS, Ref, Ring, Softmax, Static
+from kernels.pallas.paged_attention.gpu_pipeline import ROWS, PageRow, Ref, Ring, Softmax, Static
 from kernels.pallas.paged_attention.gpu_work import WorkList
 
 # Of a thread of a consumer, the fetcher and the converter. Together they have what they start with: all threads the
 # same, and 64 Ki in all.
-REGISTERS, HEAD_256_REGISTERS = (232, 40), (240, 24)
+REGISTERS = 232, 40
 CONVERTING_REGISTERS, HEAD_256_CONVERTING_REGISTERS = (184, 40, 104), (256, 40, 208)
 STARTING_REGISTERS = 128  # with four warpgroups; 168 with three
 # A count of results is written as it is in binary, the most rows first: a copy of n rows starts at a multiple of 2n
@@ -48,13 +50,13 @@ def tile_tokens(q_THh, kv_pages) -> int:
     return ROWS * consumers(q_THh.shape[2], q_THh.dtype != kv_pages.dtype)
 
 
-def call(q_THh, pool, page_table_RN, work: WorkList, blocks: int, static: Static, interpret):
+def call(q_THh, pool, page_table_RN, first_page_1, work: WorkList, blocks: int, static: Static, interpret):
     """Runs the kernel.
 
     Args:
       q_THh: queries.
       pool: pages as in `api.prefill_attention`, and their scales if they have some.
-      page_table_RN: as there.
+      page_table_RN, first_page_1: as there.
       work: from `gpu_work.prefill_work_list` with tiles of `tile_tokens`.
       blocks: thread blocks to launch.
       static: what to compile for.
@@ -82,7 +84,7 @@ def call(q_THh, pool, page_table_RN, work: WorkList, blocks: int, static: Static
         kernel_name="paged_prefill",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
-    )(q_THh, *pool, page_table_RN, *work)
+    )(q_THh, *pool, page_table_RN, first_page_1, *work)
 
 
 def _queries_scratch(attending: int, static: Static):
@@ -99,7 +101,7 @@ def _queries_scratch(attending: int, static: Static):
 
 def _kernel(q_ref, kv_ref, *refs, static: Static):
     """One thread block: its warpgroups walk the same tiles."""
-    *scales_ref, page_table_ref, items_ref, count_ref, out_ref = refs[:-5]
+    *scales_ref, page_table_ref, first_page_ref, items_ref, count_ref, out_ref = refs[:-5]
     queries, p_s, q_full, fetching, converted = refs[-5:]
     of_wgmma, of_tma = queries[0], queries[-1]
     ring = converted or fetching
@@ -110,23 +112,29 @@ def _kernel(q_ref, kv_ref, *refs, static: Static):
 
     walk = functools.partial(pipeline.walk, items_ref, count_ref, q_ref.shape[1])
 
+    def pages(row):
+        return PageRow(page_table_ref.at[row], first_page_ref)
+
     @pl.when(warpgroup < fetcher)
     def _consume():
         pipeline.open_ring(ring, static.slots)
         plgpu.set_max_registers(consumer_registers, action="increase")
-        offset = warpgroup * ROWS
-        p_own = p_s and p_s.at[warpgroup]
+        number = 0 if fetcher == 1 else warpgroup  # a 0 takes no register
+        offset, p_own = number * ROWS, p_s and p_s.at[number]
 
         def per_tile(tile, head, fetched):
             _, token, count, position = tile
             mine = jnp.clip(count - offset, 0, ROWS)
-            _load_queries(q_ref.at[:, head], token + offset, of_tma.at[warpgroup], q_full.at[warpgroup])
-            first, last = static.span(*_seen(position, count, static))
-            own = static.span(*_seen(position + offset, mine, static))
-            queries = of_wgmma.at[warpgroup]
-            softmax = _attend(queries, p_own, position + offset, (first, last), own, fetched - first, ring, static)
-            _store(softmax, mine, of_tma.at[warpgroup], out_ref.at[:, head], token + offset)
-            return fetched + last - first
+            _load_queries(q_ref.at[:, head], token + offset, of_tma.at[number], q_full.at[number])
+            first, last = own = static.span(*_seen(position, count, static))
+            if static.head_size < 256:  # with 256, bounds of a consumer's own are registers too many
+                own = _within(static.span(*_seen(position + offset, mine, static)), (first, last))
+            before = fetched - first
+            pipeline.skip_blocks(first, own[0], before, ring, static)
+            softmax = _attend(of_wgmma.at[number], p_own, position + offset, own, before, ring, static)
+            pipeline.skip_blocks(own[1], last, before, ring, static)
+            _store(softmax, mine, of_tma.at[number], out_ref.at[:, head], token + offset)
+            return before + last
 
         walk(per_tile)
 
@@ -136,19 +144,21 @@ def _kernel(q_ref, kv_ref, *refs, static: Static):
 
         def per_tile(tile, head, fetched):
             row, _, count, position = tile
-            span, page_ids, kv_head = _seen(position, count, static), page_table_ref.at[row], lax.div(head, groups)
+            seen, kv_head = _seen(position, count, static), lax.div(head, groups)
             cleans = not static.quantised
-            return pipeline.fetch_blocks(kv_ref, page_ids, kv_head, *span, fetched, fetching, static, cleans)
+            return pipeline.fetch_blocks(kv_ref, pages(row), kv_head, *seen, fetched, fetching, static, cleans)
 
         walk(per_tile)
         pipeline.drain(fetching, static.stages, static)
 
     if static.quantised:
-        convert = functools.partial(_convert, walk, groups, scales_ref[0], page_table_ref, fetching, ring, static)
+        convert = functools.partial(_convert, walk, groups, scales_ref[0], pages, fetching, ring, static)
         pl.when(warpgroup == fetcher + 1)(convert)
 
 
-def _convert(walk, groups, scales_ref, page_table_ref, fetching: Ring, ring: Ring, static: Static) -> None:
+def _convert(
+    walk, groups, scales_ref, pages: Callable[..., PageRow], fetching: Ring, ring: Ring, static: Static
+) -> None:
     """The converter's part of `_kernel`."""
     pipeline.open_ring(fetching, static.stages)
     registers = _registers(static)[-1]
@@ -156,8 +166,8 @@ def _convert(walk, groups, scales_ref, page_table_ref, fetching: Ring, ring: Rin
 
     def per_tile(tile, head, fetched):
         row, _, count, position = tile
-        span, page_ids, kv_head = _seen(position, count, static), page_table_ref.at[row], lax.div(head, groups)
-        return gpu_convert.convert_blocks(scales_ref, page_ids, kv_head, *span, fetched, fetching, ring, static)
+        seen, kv_head = _seen(position, count, static), lax.div(head, groups)
+        return gpu_convert.convert_blocks(scales_ref, pages(row), kv_head, *seen, fetched, fetching, ring, static)
 
     walk(per_tile)
     pipeline.drain(ring, static.slots, static)
@@ -165,9 +175,9 @@ def _convert(walk, groups, scales_ref, page_table_ref, fetching: Ring, ring: Rin
 
 def _registers(static: Static) -> tuple[int, ...]:
     """Registers of a thread of a consumer, of the fetcher, and of the converter if there is one."""
-    if static.head_size == 256:
-        return HEAD_256_CONVERTING_REGISTERS if static.quantised else HEAD_256_REGISTERS
-    return CONVERTING_REGISTERS if static.quantised else REGISTERS
+    if not static.quantised:
+        return REGISTERS
+    return HEAD_256_CONVERTING_REGISTERS if static.head_size == 256 else CONVERTING_REGISTERS
 
 
 def _seen(position, count, static: Static):
@@ -176,20 +186,23 @@ def _seen(position, count, static: Static):
     return begin, jnp.where(count > 0, jnp.maximum(position + count, 0), begin)
 
 
-def _attend(q_s: Ref, p_s: Ref | None, position, tile, own, fetched, ring: Ring, static: Static) -> Softmax:
-    """Softmax of a warpgroup's queries, which start at `position`.
+def _within(span, other):
+    """The part of a span of blocks that lies in another."""
+    end = jnp.clip(span[1], *other)
+    return jnp.clip(span[0], other[0], end), end
+
+
+def _attend(q_s: Ref, p_s: Ref | None, position, blocks, fetched, ring: Ring, static: Static) -> Softmax:
+    """Softmax of a warpgroup's queries.
 
     Args:
       q_s, p_s: the warpgroup's own.
       position: of its first query.
-      tile: first block that the tile sees, and the one after the last. All are freed here.
-      own: the same for the warpgroup; blocks that only the other one sees are skipped.
+      blocks: first block that they see, and the one after the last.
       fetched: blocks that went through the ring before block 0 would have.
       ring, static: see there.
     """
-    first, last = tile
-    own_last = jnp.clip(own[1], first, last)
-    own_first = jnp.clip(own[0], first, own_last)
+    first, last = blocks
 
     def slot(index):
         return lax.rem(fetched + index, static.slots)
@@ -199,25 +212,19 @@ def _attend(q_s: Ref, p_s: Ref | None, position, tile, own, fetched, ring: Ring,
         query = pipeline.indices(static, axis=0) + (position - index * static.block_tokens)
         return key <= query if static.window is None else (key <= query) & (key > query - static.window)
 
-    def skip(index, _):
-        pipeline.skip_block(slot(index), ring)
+    def block(index, softmax):
+        def hide(s):
+            return jnp.where(visible(index), s, pipeline.HIDDEN)
 
-    def whole(index, softmax):
-        return pipeline.attend_block(softmax, q_s, p_s, slot(index), ring, static)
+        def mask(s):
+            if static.window is not None:
+                return hide(s)
+            # All queries see the blocks before the first one's: a mask there would be a tenth of the work.
+            return lax.cond(index < lax.div(position + 1, static.block_tokens), lambda s: s, hide, s)
 
-    def masked(index, softmax):
-        return pipeline.attend_block(softmax, q_s, p_s, slot(index), ring, static, lambda: visible(index))
+        return pipeline.attend_block(softmax, q_s, p_s, slot(index), ring, static, mask)
 
-    softmax, own_masked = pipeline.empty(static), own_first
-    lax.fori_loop(first, own_first, skip, None)
-    if (
-        static.window is None
-    ):  # all see the blocks before the first query's: no mask there, which is a tenth of the work
-        own_masked = jnp.clip(lax.div(position + 1, static.block_tokens), own_first, own_last)
-        softmax = lax.fori_loop(own_first, own_masked, whole, softmax)
-    softmax = lax.fori_loop(own_masked, own_last, masked, softmax)
-    lax.fori_loop(own_last, last, skip, None)
-    return softmax
+    return lax.fori_loop(first, last, block, pipeline.empty(static))
 
 
 def _load_queries(q_ref: Ref, token, q_s: Ref, q_full: Ref) -> None:

@@ -28,7 +28,6 @@ from kernels.pallas.paged_attention import tpu_buffers, tpu_kernel, tpu_tuning, 
 from kernels.pallas.paged_attention.tpu_buffers import LANES
 from kernels.pallas.paged_attention.tpu_tuning import Blocks
 from kernels.pallas.paged_attention.tpu_work import Work
-from nanoserve.specs.errors import ConfigError
 
 SCALAR_MEMORY_BYTES = 2**20
 WORK_ITEM_INTEGERS = len(tpu_work.Field)
@@ -59,10 +58,6 @@ def decode_attention(
       kv_scales: as there; best laid out as `[P, 2, K, p]`.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `pallas_call` takes; `compat.tpu_interpreter()` to run on a CPU.
-
-    Raises:
-      ConfigError: for element types and head sizes that the kernel does not know, and a page table too large for
-        scalar memory.
     """
     B, N, groups = *page_table_BN.shape, q_BHh.shape[1] // kv_pages.shape[2]
     blocks = blocks or tpu_tuning.decode_blocks(kv_pages, N)
@@ -89,7 +84,7 @@ def prefill_attention(
     blocks: Blocks | None = None,
     interpret: Any = False,
 ) -> Float[Array, "T H h"]:
-    """See `api.prefill_attention`, and `decode_attention` here for the other arguments and errors."""
+    """See `api.prefill_attention`, and `decode_attention` here for the other arguments."""
     R, N, groups = *page_table_RN.shape, q_THh.shape[1] // kv_pages.shape[2]
     T = q_THh.shape[0]
     blocks = blocks or tpu_tuning.prefill_blocks(kv_pages, N, groups, T)
@@ -163,8 +158,6 @@ def _whole_lanes(size: int) -> int:
 
 def _call(name, static: tpu_kernel.Static, work: Work, first_page, q, kv_pages, kv_scales, *, most_items, interpret):
     """The kernel over every item of the work list; `q` and the result are [tiles, K, rows, h]."""
-    if reason := why_not(q, kv_pages, work.page_table, kv_scales):
-        raise ConfigError(f"{reason}: use 'xla'")
     cores, fields, items = work.items_CFW.shape
     _, K, rows, h = q.shape
     tile = pl.BlockSpec((1, K, rows, h), lambda c, w, work, *_: (work[c * fields * items + w], 0, 0, 0))
