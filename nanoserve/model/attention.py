@@ -1,5 +1,8 @@
 """How a model attends: new keys and values are written to their pages, then queries attend to all of a row's pages.
 
+A step has a part of decode rows, a part of prompt chunks, or both. All of its tokens are written first, at once: where
+the parts took turns, each write came after a read, and XLA for a CPU copied the whole pool for it, twice a layer.
+
 Heads are cut over the chips and share nothing, so each chip does both with its own heads (`shard_map`): a kernel never
 sees a mesh. What depends on lengths alone is made once a step, outside the loop over layers.
 
@@ -8,9 +11,11 @@ Next: `kernels.pallas.paged_attention.api`, the contract.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Int32
 
@@ -43,47 +48,73 @@ class PagedAttention:
     implementation: str = "xla"
     mesh: Mesh | None = None
 
-    def decode(
-        self, pool: KvPool, slots: Slots, page_table_BN: Int32[Array, "B N"], kv_lens_B: Int32[Array, " B"]
-    ) -> Attend:
-        """How decode rows attend: one query each, at the last of `kv_lens_B` positions.
+    def decode(self, pool: KvPool, page_table_BN: Int32[Array, "B N"], kv_lens_B: Int32[Array, " B"]) -> "Part":
+        """Decode rows: one query each, at the last of `kv_lens_B` positions.
 
         Args:
           pool: pages of every layer; only shapes are looked at.
-          slots: where the new keys and values go.
           page_table_BN, kv_lens_B: as in the contract, for the pages of one layer.
         """
-        return self._bound("decode", pool, slots, page_table_BN, kv_lens_B)
+        return self._part("decode", pool, len(kv_lens_B), page_table_BN, kv_lens_B)
 
     def prefill(
         self,
         pool: KvPool,
-        slots: Slots,
+        tokens: int,
         page_table_RN: Int32[Array, "R N"],
         kv_lens_R: Int32[Array, " R"],
         cu_q_lens: Int32[Array, " R+1"],
-    ) -> Attend:
-        """How prompt chunks attend; arguments as for `decode` and in the contract."""
-        return self._bound("prefill", pool, slots, page_table_RN, kv_lens_R, cu_q_lens)
+    ) -> "Part":
+        """Prompt chunks of T = `tokens` with padding; other arguments as for `decode` and in the contract."""
+        return self._part("prefill", pool, tokens, page_table_RN, kv_lens_R, cu_q_lens)
 
-    def _bound(self, kind: str, pool: KvPool, slots: Slots, *rows: Array) -> Attend:
-        by_window = {window: self._with_window(window, kind, pool, slots, *rows) for window in self.windows}
+    def attend(self, slots: Slots, parts: Sequence["Part"]) -> Attend:
+        """How a step's tokens attend: those of one part after those of the other.
+
+        Args:
+          slots: where the new keys and values go, of all tokens.
+          parts: of the step, in the order of its tokens.
+        """
+        by_window = {window: self._with_window(window, slots, parts) for window in self.windows}
         return lambda q, k, v, pool, first_page, window: by_window[window](q, k, v, pool, first_page)
 
-    def _with_window(self, window: int | None, kind: str, pool: KvPool, slots: Slots, *rows: Array) -> Callable:
-        options = {"window": window, "implementation": self.implementation}
-        q, layer = shapes_on_one_chip(self.heads, len(slots.pages_T), layer_shapes(pool), self.mesh)
-        work = getattr(paged_attention, f"{kind}_work")(q, layer.pages, *rows, **options)
-        options |= {"scale": self.scale, "soft_cap": self.soft_cap}
-        attention = functools.partial(getattr(paged_attention, f"{kind}_attention"), **options)
+    def _part(self, kind: str, pool: KvPool, tokens: int, *rows: Array) -> "Part":
+        q, layer = shapes_on_one_chip(self.heads, tokens, layer_shapes(pool), self.mesh)
+        make_work = functools.partial(getattr(paged_attention, f"{kind}_work"), implementation=self.implementation)
+        work = {window: make_work(q, layer.pages, *rows, window=window) for window in self.windows}
+        return Part(kind=kind, tokens=tokens, rows=rows, work=work)
 
-        def on_one_chip(q_THh, k_TKh, v_TKh, pool, first_page, work, slots, *rows):
+    def _with_window(self, window: int | None, slots: Slots, parts: Sequence["Part"]) -> Callable:
+        how = {"window": window, "implementation": self.implementation, "scale": self.scale, "soft_cap": self.soft_cap}
+
+        def on_one_chip(q_THh, k_TKh, v_TKh, pool, first_page, slots, of_parts):
             pool = write(pool, k_TKh, v_TKh, slots, first_page, self.implementation)
-            attended = attention(q_THh, pool.pages, *rows, kv_scales=pool.scales, first_page=first_page, work=work)
-            return attended, pool
+            attended, end = [], 0
+            for part, (rows, work) in zip(parts, of_parts, strict=True):
+                begin, end = end, end + part.tokens
+                attention = getattr(paged_attention, f"{part.kind}_attention")
+                options = {"kv_scales": pool.scales, "first_page": first_page, "work": work, **how}
+                attended.append(attention(q_THh[begin:end], pool.pages, *rows, **options))
+            return jnp.concatenate(attended), pool
 
         everywhere = _over_chips(on_one_chip, self.mesh)
-        return lambda q, k, v, pool, first_page: everywhere(q, k, v, pool, first_page, work, slots, *rows)
+        of_parts = [(part.rows, part.work[window]) for part in parts]
+        return lambda q, k, v, pool, first_page: everywhere(q, k, v, pool, first_page, slots, of_parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows of a step that attend by one kernel.
+
+    Attributes:
+      kind: `decode` or `prefill`. tokens: how many of the step's they are, padding included.
+      rows: what the contract asks of them. work: made of that once a step, by window.
+    """
+
+    kind: str
+    tokens: int
+    rows: tuple[Array, ...]
+    work: Mapping[int | None, Any]
 
 
 def attention_for(spec: ModelSpec, implementation: str = "xla", mesh: Mesh | None = None) -> PagedAttention:

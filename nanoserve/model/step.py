@@ -22,9 +22,9 @@ from flax import struct
 from jaxtyping import Array, Bool, DTypeLike, Float, Int32, Key
 
 from nanoserve.model import decoder
-from nanoserve.model.attention import Attend, PagedAttention, attention_for
+from nanoserve.model.attention import PagedAttention, Part, attention_for
 from nanoserve.model.params import Params
-from nanoserve.model.pool import KvPool, empty_pool, slots_of
+from nanoserve.model.pool import KvPool, Slots, empty_pool, slots_of
 from nanoserve.model.sampling import SamplingParams, sample
 from nanoserve.specs.models import ModelSpec
 
@@ -241,7 +241,8 @@ class _Batch:
 
     tokens_T: Int32[Array, " T"]
     positions_T: Int32[Array, " T"]
-    attend: Attend
+    slots: Slots  # where keys and values go
+    parts: tuple[Part, ...]
     last_R: Int32[Array, " R"]  # index of the token that row r samples after
     slots_R: Int32[Array, " R"]
     sampling: SamplingParams
@@ -251,7 +252,8 @@ def _advance(
     spec: ModelSpec, attention: PagedAttention, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]
 ) -> Stepped:
     tokens = batch.tokens_T, batch.positions_T
-    x_TD, pool = decoder.forward(spec, params, state.pool, *tokens, batch.attend, attention.mesh)
+    attend = attention.attend(batch.slots, batch.parts)
+    x_TD, pool = decoder.forward(spec, params, state.pool, *tokens, attend, attention.mesh)
     logits_RV = decoder.logits(spec, params, x_TD[batch.last_R])
     next_positions_R = batch.positions_T[batch.last_R] + 1
     tokens_R, logprobs_R = sample(logits_RV, batch.sampling, next_positions_R, key)
@@ -262,11 +264,11 @@ def _advance(
 def _decode_batch(attention: PagedAttention, state: DeviceState, rows: DecodeRows) -> _Batch:
     kv_lens_B = jnp.where(rows.active_B, rows.positions_B + 1, 0)
     index_B = jnp.arange(rows.slots_B.shape[0])
-    kv_slots = slots_of(state.pool, rows.page_table_BN, index_B, rows.positions_B, rows.active_B)
     return _Batch(
         tokens_T=state.last_tokens[rows.slots_B],
         positions_T=rows.positions_B,
-        attend=attention.decode(state.pool, kv_slots, rows.page_table_BN, kv_lens_B),
+        slots=slots_of(state.pool, rows.page_table_BN, index_B, rows.positions_B, rows.active_B),
+        parts=(attention.decode(state.pool, rows.page_table_BN, kv_lens_B),),
         last_R=index_B,
         slots_R=_kept(state, rows.slots_B, rows.active_B),
         sampling=rows.sampling,
@@ -277,11 +279,12 @@ def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillR
     index_T = jnp.arange(rows.tokens_T.shape[0])
     row_T = jnp.searchsorted(rows.cu_q_lens, index_T, side="right") - 1
     real_T = index_T < rows.cu_q_lens[-1]
-    kv_slots = slots_of(state.pool, rows.page_table_RN, row_T, rows.positions_T, real_T)
+    chunks = rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens
     return _Batch(
         tokens_T=rows.tokens_T,
         positions_T=rows.positions_T,
-        attend=attention.prefill(state.pool, kv_slots, rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens),
+        slots=slots_of(state.pool, rows.page_table_RN, row_T, rows.positions_T, real_T),
+        parts=(attention.prefill(state.pool, len(index_T), *chunks),),
         last_R=jnp.maximum(rows.cu_q_lens[1:] - 1, 0),
         slots_R=_kept(state, rows.slots_R, rows.samples_R),
         sampling=rows.sampling,
@@ -291,18 +294,14 @@ def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillR
 def _joined(first: _Batch, second: _Batch) -> _Batch:
     split = first.tokens_T.shape[0]
 
-    def attend(q_THh, k_TKh, v_TKh, pool, *where):
-        decoded, pool = first.attend(q_THh[:split], k_TKh[:split], v_TKh[:split], pool, *where)
-        prefilled, pool = second.attend(q_THh[split:], k_TKh[split:], v_TKh[split:], pool, *where)
-        return jnp.concatenate([decoded, prefilled]), pool
-
     def both(a, b):
         return jnp.concatenate([a, b])
 
     return _Batch(
         tokens_T=both(first.tokens_T, second.tokens_T),
         positions_T=both(first.positions_T, second.positions_T),
-        attend=attend,
+        slots=jax.tree.map(both, first.slots, second.slots),
+        parts=first.parts + second.parts,
         last_R=both(first.last_R, second.last_R + split),
         slots_R=both(first.slots_R, second.slots_R),
         sampling=jax.tree.map(both, first.sampling, second.sampling),

@@ -43,10 +43,8 @@ def run_chunk(spec: ModelSpec, params: Params, pool, tokens_T, positions_T):
     bounds = jnp.array([0, count], jnp.int32)
     slots = slots_of(pool, table, jnp.zeros(count, jnp.int32), positions_T, jnp.ones(count, bool))
     one = count == 1
-    attend = (
-        attention.decode(pool, slots, table, kv_len) if one else attention.prefill(pool, slots, table, kv_len, bounds)
-    )
-    x_TD, pool = decoder.forward(spec, params, pool, tokens_T, positions_T, attend)
+    part = attention.decode(pool, table, kv_len) if one else attention.prefill(pool, count, table, kv_len, bounds)
+    x_TD, pool = decoder.forward(spec, params, pool, tokens_T, positions_T, attention.attend(slots, [part]))
     return decoder.logits(spec, params, x_TD), pool
 
 

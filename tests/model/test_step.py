@@ -1,6 +1,7 @@
 """The entry points: one request's tokens are the same whatever the plan, and padding leaves no trace."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,20 @@ def prefilled(*sequences: Sequence, how=None):
 def copied(state):
     """A state that a step may consume without taking `state` away."""
     return jax.tree.map(jnp.copy, state)
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode", "mixed"])
+def test_the_compiled_step_updates_the_pool_in_place(kind):
+    """A copy of it in every layer costs more than the step; parts of a mixed step that took turns made two."""
+    rows = {"decode": decode_rows([A], [9], rows=3), "prefill": prefill_rows([(B, 0, 5)], tokens=8, rows=2)}
+    asked = tuple(rows.values()) if kind == "mixed" else (rows[kind],)
+    state = empty_state()
+    program = getattr(STEPS, kind).lower(PARAMS, state, *asked, KEY).compile().as_text()
+    layers, pages, *page = state.pool.pages.shape
+    run, whole = (",".join(map(str, shape)) for shape in ((layers * pages, *page), (layers, pages, *page)))
+    assert f"[{run}]" in program or f"[{whole}]" in program  # or the next line would look for nothing
+    copies = re.findall(rf"= \S*\[(?:{run}|{whole})\]\S* copy\(.*", program)
+    assert not copies
 
 
 def test_decode_loop_is_decode_steps_bit_for_bit():
