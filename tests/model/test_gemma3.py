@@ -98,6 +98,8 @@ def all_logits(params: Params, rows: PrefillRows):
     pool = init_state(SPEC, pages=rows.page_table_RN.size, page_tokens=PAGE_TOKENS, slots=1, dtype=jnp.float32).pool
     row_T = jnp.searchsorted(rows.cu_q_lens, tokens, side="right") - 1
     slots = slots_of(pool, rows.page_table_RN, row_T, rows.positions_T, tokens >= 0)
-    attend = attention_for(SPEC).prefill(pool, slots, rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens)
+    attention, count = attention_for(SPEC), len(rows.tokens_T)
+    part = attention.prefill(pool, count, rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens)
+    attend = attention.attend(slots, [part])
     x_TD, _ = decoder.forward(SPEC, params, pool, rows.tokens_T, rows.positions_T, attend)
     return decoder.logits(SPEC, params, x_TD)
