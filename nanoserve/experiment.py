@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from nanoserve.engine import policy
 from nanoserve.engine.types import EngineConfig
 from nanoserve.report.slo import Slo, resolve_slo
 from nanoserve.roofline.split import AXES
@@ -143,12 +144,13 @@ def model_of(name_or_path: str) -> ModelSpec:
 
 
 def resolve(experiment: Experiment) -> Facts:
-    """Looks up the model, the chip and the objective.
+    """Looks up the model, the chip and the objective, and checks that the engine's policies exist.
 
     Raises:
       ConfigError: a name that does not exist, with the nearest that does; a mesh or dtype that cannot be.
     """
     _check_mesh(experiment.cluster.mesh)
+    policy.check(experiment.engine)
     for field in dataclasses.fields(Precision):
         dtype = getattr(experiment.precision, field.name)
         if dtype not in BYTES_PER_ELEMENT:

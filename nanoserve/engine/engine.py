@@ -11,7 +11,7 @@ from typing import Protocol
 from nanoserve.engine.clock import Clock
 from nanoserve.engine.log import RunLog
 from nanoserve.engine.scheduler import Scheduler
-from nanoserve.engine.types import Executor, Plan, Request, StepResult
+from nanoserve.engine.types import Executor, Plan, Request, StepResult, to_ticks
 from nanoserve.roofline.counts import StepCounts
 
 
@@ -56,6 +56,9 @@ class Engine:
         self.clock = clock
         self.log = log
         self._request_of = request_of
+        self._interval_ticks = to_ticks(scheduler.config.interval_s) or None
+        self._expires = scheduler.config.timeout_s is not None or scheduler.config.batching == "static"
+        self._known = 0  # arrivals until then have been taken
 
     def run(
         self,
@@ -74,7 +77,7 @@ class Engine:
             self._take_arrivals(now)
             plan = self.scheduler.plan(now, lambda counts, now=now: self._steps_before_next_event(counts, now))
             if plan is None:
-                due = self.load.next_ticks()
+                due = self._next_start_ticks()
                 if due is None:
                     return
                 self.clock.wait_until(due)
@@ -95,11 +98,13 @@ class Engine:
             self._left(index, end)
 
     def _take_arrivals(self, now: int) -> None:
-        for row, arrival_ticks in self.load.take(now):
+        known = now if self._interval_ticks is None else self._known_at(now)
+        for row, arrival_ticks in self.load.take(known):
             if not self.scheduler.add(self._request_of(row, arrival_ticks), now):
                 self.load.finished(row, now)
-        for index in self.scheduler.expire(now):
-            self._left(index, now)
+        if self._expires:
+            for index in self.scheduler.expire(now):
+                self._left(index, now)
 
     def _left(self, index: int, now_ticks: int) -> None:
         self.executor.release(index)
@@ -107,11 +112,26 @@ class Engine:
 
     def _steps_before_next_event(self, counts: StepCounts, now: int) -> int:
         due, deadline = self.load.next_ticks(), self.scheduler.next_deadline_ticks()
+        if due is not None and self._interval_ticks is not None:
+            due += -due % self._interval_ticks
         if due is None or (deadline is not None and deadline < due):
             due = deadline
         if due is None:
             return self.scheduler.config.max_horizon_steps
         return self.executor.steps_before(counts, due - now) if due > now else 1
+
+    def _known_at(self, now: int) -> int:
+        """Until when arrivals are known: now, or the last multiple of the interval while something runs."""
+        if self._interval_ticks is not None and self.scheduler.running_count:
+            now -= now % self._interval_ticks
+        self._known = max(self._known, now)
+        return self._known
+
+    def _next_start_ticks(self) -> int | None:
+        """When an engine with nothing to run is wanted again: at an arrival, a time-out, or when a batch is due."""
+        scheduler = self.scheduler
+        times = (self.load.next_ticks(), scheduler.next_deadline_ticks(), scheduler.next_batch_ticks())
+        return min((time for time in times if time is not None), default=None)
 
     def _abort_all(self, detail: str) -> None:
         now = self.clock.now()

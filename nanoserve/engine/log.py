@@ -29,7 +29,7 @@ _PLAN = {
     "kind": "b",
     **dict.fromkeys(("start_s", "duration_s", "first_step_s", "host_gap_s"), "d"),
     **dict.fromkeys((*COUNT_FIELDS, "executed_tokens", "executed_kv_tokens"), "q"),
-    **dict.fromkeys(("running", "waiting", "pages_used"), "i"),
+    **dict.fromkeys(("running", "stalled_seqs", "waiting", "pages_used", "largest_free_run"), "i"),
     "kv_tokens_held": "q",
     "preemptions": "i",
 }
@@ -54,7 +54,9 @@ _CUT_SHORT = "still running when the run was cut short"
 _NS_PER_S = 1_000_000_000
 _NO_PADDING = -1
 
-Occupancy = tuple[int, int, int, int]  # sequences running, requests waiting, pages held, KV positions in them
+Occupancy = tuple[int, int, int, int, int, int]
+"""Sequences running, those of them that decode but not in this plan, requests waiting, pages held, pages that one
+request could be given, KV positions held."""
 
 
 class RunLog:

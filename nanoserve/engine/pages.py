@@ -36,6 +36,11 @@ class PagePool:
         """Pages with at least one holder."""
         return self.num_pages - len(self._free)
 
+    @property
+    def largest_free_run(self) -> int:
+        """Pages that one sequence could be given now: all that are free, because any page will do."""
+        return len(self._free)
+
     def holders(self, page: int) -> int:
         """Reference count of a page."""
         return self._more_holders.get(page, 0) + (page in self._held)

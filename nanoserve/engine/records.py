@@ -27,10 +27,14 @@ STEP_COLUMNS: dict[str, str] = {
     "executed_tokens": "tokens through the layers, padding included, all steps",
     "executed_kv_tokens": "KV positions gathered by attention, padding included",
     "running": "sequences admitted and unfinished",
+    "stalled_seqs": "sequences that decode and are left out, because the step only prefills",
     "waiting": "requests in the queue",
     "pages_used": "pages held when the plan's last step ends, before finished sequences leave",
     "pages_total": "pages in the pool",
-    "kv_tokens_held": "KV positions written in those pages at that moment",
+    "largest_free_run": "pages that one request could still be given then: all free ones when paged, the longest free "
+    "run when contiguous; the other free ones are lost to external fragmentation",
+    "kv_tokens_held": "KV positions written in those pages at that moment; the rest of the pages is internal "
+    "fragmentation",
     "preemptions": "sequences preempted while planning it",
 }
 

@@ -1,33 +1,44 @@
-"""Continuous batching with mixed steps: decides what each step runs, and for how many steps nothing can change.
+"""The scheduler: decides what each step runs, and for how many steps nothing can change.
 
-One step holds every decoding sequence (one token each) and, under the token budget, prompt chunks of sequences that are
-still prefilling, oldest first; then the head of the queue is admitted while slots, pages and budget last. When a
-decoding sequence cannot get its next page, the youngest sequence is preempted: it loses its pages and goes back to the
-head of the queue to be recomputed. There is no clock and no randomness in here: `now_ticks` is an argument.
+By default batching is continuous and mixed. One step holds every decoding sequence (one token each) and, under the
+token budget, prompt chunks of sequences that are still prefilling, oldest first; then the head of the queue is admitted
+while slots, pages and budget last. When a decoding sequence cannot get its next page, the youngest sequence is
+preempted: it loses its pages and goes back to the queue to be recomputed. Who is next, who gives way and who may come
+in are functions of `policy`; `EngineConfig.batching` keeps chunks and decoding apart (`prefill_first`), or gathers
+batches as well (`static`, see `batching`). There is no clock and no randomness in here: `now_ticks` is an argument.
 
-Invariants, checked by the state machine in `tests/engine`: slots and pages are never shared or lost; the queue is first
-come, first served; every plan advances at least one token. Because a request that could never fit alone is refused, the
-oldest sequence can always go on, so the engine cannot deadlock.
+Invariants, checked by the state machine in `tests/engine`: slots and pages are never shared or lost; the queue is
+served in the order of its policy, and nobody is passed by who is next; at most one sequence has a part of its prompt;
+every plan advances at least one token. A request that could never fit alone is refused, so whatever the policies
+choose, the last sequence they leave can go on, and the engine cannot deadlock.
 
 Next: `engine`, which drives this object; `cohort`, which makes a decode step cost O(changes).
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from nanoserve.engine import policy
+from nanoserve.engine.batching import StaticBatch
+from nanoserve.engine.chunking import adaptive_chunk_tokens, most_chunk_tokens
 from nanoserve.engine.cohort import DecodeCohort
 from nanoserve.engine.log import Occupancy, RunLog
 from nanoserve.engine.pages import PagePool
+from nanoserve.engine.queue import queue_for
+from nanoserve.engine.runs import RunPool
 from nanoserve.engine.sequence import Sequence, pages_for
 from nanoserve.engine.types import EngineConfig, FinishReason, Kind, Plan, Request, Row, StepResult, to_ticks
+from nanoserve.engine.views import Views
 from nanoserve.roofline.counts import StepCounts, causal_pairs, window_kv_tokens, window_pairs
+from nanoserve.specs.errors import ConfigError
 
 StepsBefore = Callable[[StepCounts], int]
 _Chunk = tuple[Sequence, int, int]  # (sequence, past tokens, new tokens)
 
 
 class Scheduler:
-    """First come, first served scheduling over paged KV. `plan` and `apply` alternate; `add` and `abort` go between."""
+    """Schedules requests over a pool of KV pages. `plan` and `apply` alternate; `add`, `abort`, `expire` go between."""
 
     def __init__(
         self,
@@ -47,27 +58,43 @@ class Scheduler:
           max_context_tokens: most prompt plus output tokens of one request.
           log: where decisions about requests are written.
           window_tokens: the model's sliding window, for counting attended positions.
+
+        Raises:
+          ConfigError: a policy that does not exist.
         """
         self.config = config
         self.max_context_tokens = max_context_tokens
         self.window_tokens = window_tokens
-        self.pool = PagePool(num_pages)
+        self._paged = (
+            PagePool(num_pages) if config.allocator == "paged" else None
+        )  # where sequences get page after page
+        self.pool: PagePool | RunPool = self._paged or RunPool(num_pages)
         self.cohort = DecodeCohort(config.page_tokens, window_tokens)
-        self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
         self.sequences: dict[int, Sequence] = {}  # every request in the engine
         self.steps_planned = 0
+        order = policy.order(config.policy)
+        self._steady = order.steady
+        self._views = Views(config, self.cohort, self.sequences, steady=order.steady)
+        self.waiting = queue_for(order, self._views)
+        self._choose_victim = policy.victim(config.victim)
+        self._admits = policy.admission(config.admission)
+        self._mixes = config.batching == "mixed"
+        self._chunk_tokens = most_chunk_tokens(config)
+        self._adapts = config.chunking == "adaptive"
+        self._batch = StaticBatch(config) if config.batching == "static" else None
         self._log = log
         self._free_slots = list(range(config.max_seqs - 1, -1, -1))
         self._watermark_pages = int(config.free_page_watermark * num_pages)
         self._deadlines: deque[tuple[int, Sequence]] = deque()
         self._timeout_ticks = None if config.timeout_s is None else to_ticks(config.timeout_s)
         self._chunks: list[_Chunk] = []
+        self._decodes = True  # the cohort takes part in the current plan
 
     # ---- requests in and out ----
 
     def add(self, request: Request, now_ticks: int) -> bool:
-        """Queues a request, or refuses one that could never run.
+        """Queues a request, or refuses one that could never run or finds the queue full.
 
         Returns:
           Whether it was queued.
@@ -78,7 +105,9 @@ class Scheduler:
             return False
         sequence = Sequence(request, prefill_target=request.prompt_tokens)
         self.sequences[request.index] = sequence
-        self.waiting.append(sequence)
+        self.waiting.put(sequence, now_ticks)
+        if not self._steady:
+            self._views.queued(sequence)
         if self._timeout_ticks is not None:
             self._deadlines.append((request.arrival_ticks + self._timeout_ticks, sequence))
         return True
@@ -88,6 +117,8 @@ class Scheduler:
         sequence = self.sequences[index]
         if sequence.join:
             self.cohort.leave(sequence)
+        elif self._batch is not None and sequence in self._batch:
+            self._batch.drop(sequence)
         elif sequence.slot >= 0:
             self.prefilling.remove(sequence)
         else:
@@ -95,14 +126,18 @@ class Scheduler:
         self._finish(sequence, now_ticks, reason, detail)
 
     def expire(self, now_ticks: int) -> list[int]:
-        """Ends every request whose time is up and returns their indices."""
+        """Ends every request whose time is up, and a static batch of which nobody is left; call it before `plan`.
+
+        Returns:
+          Indices of the requests that left.
+        """
         expired = []
         while self._deadlines and self._deadlines[0][0] <= now_ticks:
             _, sequence = self._deadlines.popleft()
             if self.sequences.get(sequence.index) is sequence:
                 self.abort(sequence.index, now_ticks, f"older than {self.config.timeout_s} s", FinishReason.TIMED_OUT)
                 expired.append(sequence.index)
-        return expired
+        return expired if self._batch is None else expired + self._end_batch(self._batch, now_ticks)
 
     def next_deadline_ticks(self) -> int | None:
         """When the next request that is still here times out."""
@@ -110,17 +145,30 @@ class Scheduler:
             self._deadlines.popleft()
         return self._deadlines[0][0] if self._deadlines else None
 
+    def next_batch_ticks(self) -> int | None:
+        """When a static batch opens that is not full; None if none is being gathered."""
+        if self._batch is None or self.running_count or not self.waiting:
+            return None
+        return self._batch.due_ticks(self.waiting)
+
     @property
     def running_count(self) -> int:
         """Sequences that hold a slot."""
-        return len(self.prefilling) + len(self.cohort.members)
+        running = len(self.prefilling) + len(self.cohort.members)
+        return running if self._batch is None else running + len(self._batch)
 
     def occupancy(self) -> Occupancy:
-        """How full the engine is now."""
-        kv_tokens = self.cohort.kv_tokens
+        """How full the engine is, the current plan's pages included."""
+        pool, members = self.pool, len(self.cohort.members)
+        running, kv_tokens = members + len(self.prefilling), self.cohort.kv_tokens
         for sequence in self.prefilling:
             kv_tokens += sequence.kv_tokens
-        return self.running_count, len(self.waiting), self.pool.used_count, kv_tokens
+        if self._batch is not None:
+            running += len(self._batch)
+            kv_tokens += self._batch.kv_tokens
+        free = pool.free_count
+        run = free if self._paged is not None else pool.largest_free_run
+        return running, 0 if self._decodes else members, len(self.waiting), pool.num_pages - free, run, kv_tokens
 
     # ---- one decision ----
 
@@ -132,21 +180,25 @@ class Scheduler:
           steps_before: given the counts of one decode step, how many such steps start before the next event outside.
 
         Returns:
-          The plan, or None when no request is in the engine.
+          The plan, or None when no request is in the engine, or a static batch is being gathered.
         """
         if not self.sequences:
             return None
-        cohort = self.cohort
-        while cohort.members and not cohort.reserve(self.pool, 1):
-            self._preempt(self.prefilling[-1] if self.prefilling else cohort.youngest(), now_ticks)
         self._chunks = []
-        if self.prefilling or self.waiting:
-            self._plan_chunks(now_ticks)
+        if self._mixes:
+            if self.cohort.members and self._paged is not None and not self.cohort.reserve(self._paged, 1):
+                self._make_room(now_ticks)
+            if self.prefilling or self.waiting:
+                self._plan_chunks(now_ticks)
+        elif not self._plan_apart(now_ticks):
+            return None
         if self._chunks:
-            horizon, kind = 1, Kind.MIXED if cohort.members else Kind.PREFILL
+            horizon, kind = 1, Kind.MIXED if self._decodes and self.cohort.members else Kind.PREFILL
         else:
-            horizon, kind = self._horizon(steps_before), Kind.DECODE
+            horizon, kind = self._horizon(now_ticks, steps_before), Kind.DECODE
         plan = Plan(self.steps_planned, kind, horizon, self._counts(horizon), self._rows)
+        if self._batch is not None and self._decodes:
+            plan.padding_rows = len(self._batch)
         self.steps_planned += horizon
         return plan
 
@@ -159,9 +211,11 @@ class Scheduler:
         Returns:
           Indices of the requests that finished.
         """
-        finished, stopped = self.cohort.advance(plan.horizon), result.stopped
+        finished, stopped = self.cohort.advance(plan.horizon) if self._decodes else [], result.stopped
         if self._chunks:
             finished += self._apply_chunks(stopped, end_ticks)
+            if not self._steady:
+                self._views.prefilled(plan.counts.prefill_tokens, result.duration_ticks)
         for index in stopped:
             sequence = self.sequences[index]
             if sequence.join:
@@ -170,10 +224,16 @@ class Scheduler:
         for sequence in finished:
             kept = stopped.get(sequence.index)
             if kept is None:
-                self._finish(sequence, end_ticks, FinishReason.LENGTH)
+                ticks, reason = end_ticks, FinishReason.LENGTH
             else:
                 sequence.generated -= plan.horizon - kept
-                self._finish(sequence, start_ticks + result.ticks_after(kept, plan.horizon), FinishReason.STOP)
+                ticks, reason = start_ticks + result.ticks_after(kept, plan.horizon), FinishReason.STOP
+            if self._batch is None:
+                self._finish(sequence, ticks, reason)
+            else:
+                self._batch.hold(sequence, reason)
+        if self._batch is not None:
+            return self._end_batch(self._batch, end_ticks)
         return [sequence.index for sequence in finished]
 
     # ---- parts of a decision ----
@@ -185,21 +245,63 @@ class Scheduler:
                 f"prompt {request.prompt_tokens} + output {request.output_tokens} = {total} tokens exceed the context "
                 f"of {self.max_context_tokens}"
             )
-        pages = pages_for(total - 1, self.config.page_tokens)  # the last token's KV is never written
+        pages = self._worst_case_pages(request)
         if pages > self.pool.num_pages:
             size = self.config.page_tokens
             return f"{total} tokens need {pages} pages of {size}; the whole pool has {self.pool.num_pages}"
+        limit = self.config.queue_limit
+        if limit is not None and len(self.waiting) >= limit:
+            return f"the queue is full: {len(self.waiting)} requests wait, and Engine.queue_limit is {limit}"
         return ""
 
+    def _plan_apart(self, now_ticks: int) -> bool:
+        """Plans chunks, or decoding where there are none; False while a static batch is being gathered."""
+        batch = self._batch
+        if batch is not None and not self.running_count and not batch.opens(self.waiting, now_ticks):
+            return False
+        self._decodes = False
+        self._plan_chunks(now_ticks)
+        if self._chunks:
+            return True
+        self._make_room(now_ticks)
+        if not self.cohort.members:  # all were preempted for the prompt that could not go on
+            self._plan_chunks(now_ticks)
+            return True
+        self._decodes = True
+        if batch is not None:
+            batch.places = 0
+        return True
+
+    def _make_room(self, now_ticks: int) -> None:
+        """Sees to it that every decoding sequence has the pages of its next step, at the cost of whoever gives way."""
+        cohort, batch = self.cohort, self._batch
+        while cohort.members and self._paged is not None and not cohort.reserve(self._paged, 1):
+            if batch is None or not batch.give_up_pages(self.pool):
+                self._preempt(self._victim(now_ticks), now_ticks)
+
+    def _victim(self, now_ticks: int) -> Sequence:
+        if self._choose_victim is policy.youngest:
+            return self.prefilling[-1] if self.prefilling else self.cohort.youngest()
+        views = self._views((*self.cohort, *self.prefilling), now_ticks)
+        chosen = self._choose_victim(views, now_ticks)
+        if all(view.index != chosen for view in views):
+            raise ConfigError(f"Engine.victim = '{self.config.victim}' chose request {chosen}, which does not run")
+        return self.sequences[chosen]
+
     def _plan_chunks(self, now_ticks: int) -> None:
-        config = self.config
-        budget = config.max_step_tokens - len(self.cohort.members)
-        if config.prefill_chunk_tokens is not None:
-            budget = min(budget, config.prefill_chunk_tokens)
+        waiting, decoding = self.waiting, len(self.cohort.members)
+        budget = min(self.config.max_step_tokens - (decoding if self._decodes else 0), self._chunk_tokens)
+        if self._adapts:
+            prompts = len(self.prefilling) + len(waiting)
+            budget = min(budget, adaptive_chunk_tokens(self.config, decoding, prompts))
         for sequence in self.prefilling:
             budget -= self._grant(sequence, budget)
-        while self.waiting and budget > 0 and self._can_admit(self.waiting[0]):
-            budget -= self._grant(self._admit(now_ticks), budget)
+        while waiting and budget > 0:
+            head = waiting.head(now_ticks)
+            if not self._can_admit(head):
+                break
+            self._admit(head, now_ticks)
+            budget -= self._grant(head, budget)
 
     def _grant(self, sequence: Sequence, budget: int) -> int:
         """Plans a chunk of at most `budget` tokens for one sequence, as far as pages go; returns its tokens."""
@@ -216,17 +318,28 @@ class Scheduler:
         return tokens
 
     def _can_admit(self, sequence: Sequence) -> bool:
-        if not self._free_slots:
+        if not self._free_slots or (self._batch is not None and not self._batch.places):
             return False
-        reserve = self._watermark_pages if self.running_count else 0
-        return pages_for(sequence.prefill_target, self.config.page_tokens) + reserve <= self.pool.free_count
+        if self._paged is None:
+            return self._worst_case_pages(sequence.request) <= self.pool.largest_free_run
+        need, free = pages_for(sequence.prefill_target, self.config.page_tokens), self.pool.free_count
+        return need <= free and (self._admits(need, free, self._watermark_pages) or not self.running_count)
 
-    def _admit(self, now_ticks: int) -> Sequence:
-        sequence = self.waiting.popleft()
+    def _admit(self, sequence: Sequence, now_ticks: int) -> None:
+        self.waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
+        if self._paged is None:
+            sequence.pages = self.pool.alloc(self._worst_case_pages(sequence.request))
+        if self._batch is not None:
+            self._batch.places -= 1
         self.prefilling.append(sequence)
+        if not self._steady:
+            self._views.admitted(sequence)
         self._log.admitted(sequence.index, now_ticks)
-        return sequence
+
+    def _worst_case_pages(self, request: Request) -> int:
+        """Pages of a prompt and all its output; the last token's KV is never written."""
+        return pages_for(request.prompt_tokens + request.output_tokens - 1, self.config.page_tokens)
 
     def _preempt(self, victim: Sequence, now_ticks: int) -> None:
         if victim.join:
@@ -238,21 +351,39 @@ class Scheduler:
         victim.kv_tokens = 0
         victim.prefill_target = victim.request.prompt_tokens + victim.generated
         victim.preemptions += 1
-        self.waiting.appendleft(victim)
+        self.waiting.put(victim, now_ticks)
         self._log.preempted(victim.index, now_ticks)
 
-    def _horizon(self, steps_before: StepsBefore) -> int:
+    def _horizon(self, now_ticks: int, steps_before: StepsBefore) -> int:
         steps = min(self.cohort.steps_to_change(), self.config.max_horizon_steps)
+        if not (self._mixes and self._steady) and self.waiting and self._may_admit_next(now_ticks):
+            return 1
         if steps > 1:
-            steps = min(steps, steps_before(self._counts(1)))
-            steps = self.cohort.reserve(self.pool, steps)
+            counts = self._counts(1)
+            if self._batch:  # priced with its padding, so that no arrival is passed
+                rows = len(self._batch)
+                counts = dataclasses.replace(
+                    counts, decode_seqs=counts.decode_seqs + rows, sampled=counts.sampled + rows
+                )
+            steps = min(steps, steps_before(counts))
+            if self._paged is not None:
+                steps = self.cohort.reserve(self._paged, steps)
         return steps
 
+    def _may_admit_next(self, now_ticks: int) -> bool:
+        """Whether the next plan may admit somebody though this one does not: then nothing is sure beyond one step."""
+        if not self._steady:
+            return bool(self._free_slots)  # another may be next by then
+        return self._can_admit(self.waiting.head(now_ticks))  # a preemption made room after chunks were planned
+
     def _counts(self, steps: int) -> StepCounts:
-        rows = len(self.cohort.members)
-        kv_tokens, window_tokens = self.cohort.attended(steps)
+        if self._decodes:
+            rows = len(self.cohort.members)
+            kv_tokens, window_tokens = self.cohort.attended(steps)
+        else:
+            rows = kv_tokens = window_tokens = 0
         if not self._chunks:
-            return StepCounts(steps, rows, kv_tokens, window_tokens, sampled=steps * rows)
+            return StepCounts(steps, rows, kv_tokens, window_tokens, 0, 0, 0, 0, 0, 0, steps * rows)
         pairs = window = kv = window_kv = tokens = sampled = 0
         limit = self.window_tokens
         for sequence, past, new in self._chunks:
@@ -281,7 +412,8 @@ class Scheduler:
 
     def _rows(self) -> tuple[Row, ...]:
         cohort = self.cohort
-        decode = [Row(s.index, s.slot, cohort.kv_of(s), 1, True, s.pages, cohort.generated_of(s)) for s in cohort]
+        members = cohort if self._decodes else ()
+        decode = [Row(s.index, s.slot, cohort.kv_of(s), 1, True, s.pages, cohort.generated_of(s)) for s in members]
         chunks = [
             Row(s.index, s.slot, past, new, past + new == s.prefill_target, s.pages, s.generated)
             for s, past, new in self._chunks
@@ -312,8 +444,19 @@ class Scheduler:
             sequence.max_stall_ticks = max(sequence.max_stall_ticks, end_ticks - sequence.last_token_ticks)
         sequence.generated += 1
 
+    def _end_batch(self, batch: StaticBatch, ticks: int) -> list[int]:
+        """Lets all members of a static batch go once nobody in it runs any more; returns who left."""
+        if self.prefilling or self.cohort.members:
+            return []
+        ended = batch.end()
+        for sequence, reason in ended:
+            self._finish(sequence, ticks, reason)
+        return [sequence.index for sequence, _ in ended]
+
     def _finish(self, sequence: Sequence, ticks: int, reason: FinishReason, detail: str = "") -> None:
         self._vacate(sequence)
+        if not self._steady:
+            self._views.left(sequence)
         del self.sequences[sequence.index]
         self._log.finished(
             sequence.index, ticks, reason, sequence.generated, detail, sequence.preemptions, sequence.max_stall_ticks

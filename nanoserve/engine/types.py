@@ -15,7 +15,7 @@ import enum
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from nanoserve.roofline.counts import StepCounts
 from nanoserve.specs.errors import ConfigError
@@ -69,6 +69,17 @@ class EngineConfig:
       max_horizon_steps: most decode steps in one plan.
       max_context_tokens: prompt plus output limit; None means the model's.
       timeout_s: a request older than this is ended; None means never.
+      batching: `mixed`: a step holds chunks and decoding sequences; `prefill_first`: one or the other, chunks first;
+        `static`: requests are gathered into a batch, prefilled, and decoded until the last of them finishes.
+      static_timeout_s: a static batch starts with fewer than `max_seqs` requests when the oldest has waited this long.
+      interval_s: while something runs, the engine knows only of requests that had arrived by the last multiple of this;
+        0 means that it looks before every step.
+      chunking: `fixed`, or `adaptive`, which shrinks chunks where many decode and few wait (`engine.chunking`).
+      decodes_per_prompt: for adaptive chunking: decoding sequences that weigh as much as one prompt that waits.
+      policy, victim, admission: names in `engine.policy`: order of the queue, who is preempted, who may start.
+      queue_limit: a request that finds so many waiting is refused; None means no limit.
+      deadline_s: a first token is due this long after arrival; for policies that know of deadlines.
+      allocator: `paged`, or `contiguous`: one run of pages for all that a request may need (`engine.runs`).
     """
 
     max_seqs: int = 256
@@ -81,6 +92,17 @@ class EngineConfig:
     max_horizon_steps: int = 1024
     max_context_tokens: int | None = None
     timeout_s: float | None = None
+    batching: Literal["mixed", "prefill_first", "static"] = "mixed"
+    static_timeout_s: float = 1.0
+    interval_s: float = 0.0
+    chunking: Literal["fixed", "adaptive"] = "fixed"
+    decodes_per_prompt: float = 16.0
+    policy: str = "fcfs"
+    victim: str = "youngest"
+    admission: str = "watermark"
+    queue_limit: int | None = None
+    deadline_s: float | None = None
+    allocator: Literal["paged", "contiguous"] = "paged"
 
     def __post_init__(self):
         for field in (
@@ -90,6 +112,7 @@ class EngineConfig:
             "page_tokens",
             "num_pages",
             "max_horizon_steps",
+            "queue_limit",
         ):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -103,8 +126,17 @@ class EngineConfig:
             raise ConfigError(f"Engine.free_page_watermark = {self.free_page_watermark}: must be in [0, 1)")
         if not 0 < self.hbm_utilization <= 1:
             raise ConfigError(f"Engine.hbm_utilization = {self.hbm_utilization}: must be in (0, 1]")
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            raise ConfigError(f"Engine.timeout_s = {self.timeout_s}: must be positive, or None for no time-out")
+        for field in ("timeout_s", "deadline_s"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"Engine.{field} = {value}: must be positive and finite, or None for none")
+        for field in ("static_timeout_s", "interval_s"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ConfigError(f"Engine.{field} = {getattr(self, field)}: must be at least 0 and finite")
+        if not 0 < self.decodes_per_prompt < math.inf:
+            raise ConfigError(f"Engine.decodes_per_prompt = {self.decodes_per_prompt}: must be positive and finite")
+        if self.policy == "deadline" and self.deadline_s is None:
+            raise ConfigError("Engine.policy = 'deadline' needs Engine.deadline_s: when first tokens are due")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -155,6 +187,8 @@ class Plan:
     Attributes:
       step: index of its first step. kind: prefill, decode or mixed. horizon: k >= 1; k > 1 only for decode.
       counts: totals for the cost model.
+      padding_rows: rows of each decode step that a static batch still computes for sequences that have all their
+        tokens; in no other count.
       rows: makes the rows, decode rows first in join order, then chunks in admission order. Lazy, because a simulated
         step needs only the counts; valid until the plan is applied.
     """
@@ -164,6 +198,7 @@ class Plan:
     horizon: int
     counts: StepCounts
     rows: Callable[[], tuple[Row, ...]]
+    padding_rows: int = 0
 
 
 @dataclasses.dataclass(slots=True)

@@ -179,7 +179,7 @@ class JaxExecutor:
 
     def _dispatch(self, plan: Plan, decode: Sequence[Row], chunks: Sequence[Row]) -> tuple[tuple, int]:
         if plan.kind is Kind.DECODE:
-            padded = self._decode_rows(decode, bucket(self.ladders.decode_rows, len(decode)))
+            padded = self._decode_rows(decode, bucket(self.ladders.decode_rows, len(decode) + plan.padding_rows))
             executed = plan.horizon * len(padded.slots_B)
             if plan.horizon > 1:
                 return self._keep(self._loop(padded, plan.horizon)), executed
@@ -256,7 +256,7 @@ class JaxExecutor:
     def _gathered_kv_tokens(self, plan: Plan, decode: Sequence[Row], chunks: Sequence[Row]) -> int | None:
         """KV positions that attention gathers in all steps of a plan, as the implementation says."""
         rungs = self.ladders.decode_rows
-        decode_lens = np.zeros(bucket(rungs, len(decode)) if decode else 0, np.int64)
+        decode_lens = np.zeros(bucket(rungs, len(decode) + plan.padding_rows) if decode else 0, np.int64)
         decode_lens[: len(decode)] = [row.start + 1 for row in decode]
         kv_lens = np.array([row.start + row.new_tokens for row in chunks], np.int64)
         q_lens = np.array([row.new_tokens for row in chunks], np.int64)

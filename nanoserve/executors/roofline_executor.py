@@ -53,7 +53,8 @@ class RooflineExecutor:
         counts, pricer = plan.counts, self.pricer
         duration = pricer.plan_ticks(counts)
         first = duration if plan.horizon == 1 else pricer.first_step_ticks(counts, self._growth(plan))
-        return _Priced(StepResult(duration, first, host_ticks=pricer.host_ticks(counts)))
+        result = StepResult(duration, first, host_ticks=pricer.host_ticks(counts))
+        return _Priced(self._with_padding(plan, result) if plan.padding_rows else result)
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
         """How many decode steps start within `span_ticks`: exact without a sliding window.
@@ -64,6 +65,20 @@ class RooflineExecutor:
 
     def release(self, index: int) -> None:
         """Nothing is held."""
+
+    def _with_padding(self, plan: Plan, result: StepResult) -> StepResult:
+        """A step whose padding rows go through the layers and the head like others, but attend to nothing."""
+        counts, rows = plan.counts, plan.padding_rows
+        padded = dataclasses.replace(
+            counts, decode_seqs=counts.decode_seqs + rows, sampled=counts.sampled + counts.steps * rows
+        )
+        step_ticks = (self.pricer.plan_ticks(padded) - result.duration_ticks) // counts.steps
+        return dataclasses.replace(
+            result,
+            duration_ticks=result.duration_ticks + counts.steps * step_ticks,
+            first_step_ticks=result.first_step_ticks + step_ticks,
+            executed_tokens=padded.new_tokens,
+        )
 
     def _growth(self, plan: Plan) -> int:
         if self._window_tokens is None:

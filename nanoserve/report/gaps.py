@@ -3,7 +3,8 @@
 Every sequence that decodes gets exactly one token in every step, so the gaps of a run are the durations of its decode
 steps, each counted once per decoding sequence. A million tokens are a few thousand (duration, weight) pairs.
 
-Only the gap across a preemption is not a step; it is `max_stall_s` of its request. Next: `metrics`.
+Where steps only prefill, those who decode are left out, and their next gap is longer by all such steps since their last
+token. Only the gap across a preemption is not known here; it is `max_stall_s` of its request. Next: `metrics`.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,12 @@ def token_gaps(steps: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]
     a plan and the start of the next (a real host plans in it) belongs to the next plan's first gap.
 
     Args:
-      steps: the columns `start_s`, `duration_s`, `first_step_s`, `steps`, `decode_seqs`, in order of time.
+      steps: the columns `start_s`, `duration_s`, `first_step_s`, `steps`, `decode_seqs`, `stalled_seqs`, in order of
+        time.
 
     Returns:
-      seconds, float [gaps], and decoding sequences, integer [gaps], with gaps = decode steps of the run.
+      seconds, float [gaps], and decoding sequences, integer [gaps], which sum to the tokens that were decoded. The
+      decode steps of the run come first, then gaps with stalls in them.
     """
     end_s = steps["start_s"] + steps["duration_s"]
     pause_s = np.maximum(steps["start_s"] - np.append(steps["start_s"][:1], end_s[:-1]), 0.0)
@@ -34,4 +37,28 @@ def token_gaps(steps: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]
     plan = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(plan)) - np.repeat(np.cumsum(count) - count, count)
     gaps_s = first_s[plan] + place * growth_s[plan] + np.where(place == 0, pause_s[decodes][plan], 0.0)
-    return gaps_s, seqs[plan]
+    weights = seqs[plan]
+    if not (steps["stalled_seqs"] > 0).any():
+        return gaps_s, weights
+    since_s, stalled, ending = _stalls(steps, decodes, seqs, pause_s)
+    np.subtract.at(weights, (np.cumsum(count) - count)[ending], stalled)  # those had no plain gap in its first step
+    stalled_s = steps["start_s"][decodes][ending] - since_s + first_s[ending]
+    return np.append(gaps_s, stalled_s), np.append(weights, stalled)
+
+
+def _stalls(
+    steps: Mapping[str, np.ndarray], decodes: np.ndarray, seqs: np.ndarray, pause_s: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """When sequences began to stall, how many of those that go on, and in which of the decoding plans.
+
+    Of the sequences that a step leaves out, those that the step before left out as well have waited since then; the
+    others have their last token from the end of the step before. Who was preempted meanwhile was the youngest.
+    """
+    ending = np.cumsum(decodes) - decodes  # number of the next plan that decodes
+    rows = np.flatnonzero((steps["stalled_seqs"] > 0) & (ending < len(seqs)))
+    ending = ending[rows]
+    left_out = np.minimum(steps["stalled_seqs"][rows], seqs[ending])
+    again = np.append(False, ending[1:] == ending[:-1])
+    newly = left_out - np.where(again, np.append(0, left_out[:-1]), 0)
+    kept = newly > 0
+    return (steps["start_s"] - pause_s)[rows][kept], newly[kept], ending[kept]

@@ -6,12 +6,25 @@ from nanoserve.engine.clock import VirtualClock
 from nanoserve.engine.engine import Engine
 from nanoserve.engine.log import RunLog
 from nanoserve.engine.scheduler import Scheduler
-from nanoserve.engine.types import EngineConfig, Plan, Request, StepResult
+from nanoserve.engine.types import EngineConfig, Plan, Request, StepResult, to_seconds
 from nanoserve.roofline.counts import StepCounts
 
 FIXED_TICKS = 1_000_003
 TICKS_PER_TOKEN = 1_009
 TICKS_PER_KV_TOKEN = 17
+
+KNOBS = {
+    "batching": ["mixed", "prefill_first", "static"],
+    "interval_s": [0.0, to_seconds(7_000_000)],
+    "chunking": ["fixed", "adaptive"],
+    "policy": ["fcfs", "shortest_first", "priority", "fair_share", "deadline"],
+    "victim": ["youngest", "least_progress", "lowest_priority"],
+    "admission": ["watermark", "full_prompt"],
+    "free_page_watermark": [0.0, 0.2],
+    "queue_limit": [None, 3],
+    "allocator": ["paged", "contiguous"],
+}
+"""Values of what an ablation may set, whose cross product the property tests draw from."""
 
 
 @dataclasses.dataclass
@@ -43,8 +56,9 @@ class LinearExecutor:
             )
         )
         counts = plan.counts
-        first = self._first(counts)
-        total = counts.steps * FIXED_TICKS + TICKS_PER_TOKEN * counts.new_tokens
+        padding = TICKS_PER_TOKEN * plan.padding_rows
+        first = self._first(counts) + padding
+        total = counts.steps * (FIXED_TICKS + padding) + TICKS_PER_TOKEN * counts.new_tokens
         total += TICKS_PER_KV_TOKEN * (counts.decode_kv_tokens + counts.prefill_pairs)
         stopped = {}
         for row in rows:
@@ -105,6 +119,8 @@ class Job:
     arrival_ticks: int
     prompt_tokens: int
     output_tokens: int
+    client: int = 0
+    priority: int = 0
 
 
 def make_engine(
@@ -134,6 +150,8 @@ def make_engine(
             arrival_ticks=arrival_ticks,
             prompt_tokens=jobs[row].prompt_tokens,
             output_tokens=jobs[row].output_tokens,
+            client=jobs[row].client,
+            priority=jobs[row].priority,
         )
 
     return Engine(

@@ -7,11 +7,21 @@ from hypothesis import strategies as st
 
 from nanoserve.engine.types import EngineConfig, StepResult, to_seconds, to_ticks
 from nanoserve.specs.errors import ConfigError
-from tests.engine.factories import Job, LinearExecutor, make_engine
+from tests.engine.factories import KNOBS, Job, LinearExecutor, make_engine
 
 jobs_strategy = st.lists(
-    st.builds(Job, st.integers(0, 400_000_000), st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=25
+    st.builds(
+        Job,
+        st.integers(0, 400_000_000),
+        st.integers(1, 60),
+        st.integers(1, 60),
+        client=st.integers(0, 2),
+        priority=st.integers(0, 2),
+    ),
+    min_size=1,
+    max_size=25,
 )
+knobs_strategy = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in KNOBS.items()})
 SUMMED = (
     "steps",
     "decode_kv_tokens",
@@ -33,10 +43,17 @@ def _events(engine) -> list[str]:
     return list(engine.log.event_lines())
 
 
-@given(jobs_strategy, st.sampled_from([30, 64]), st.sampled_from([None, 5]), st.sampled_from([None, 11]))
-@settings(max_examples=60, deadline=None)
-def test_a_horizon_of_k_gives_the_records_of_k_single_steps(jobs, num_pages, chunk, window):
-    options = {"num_pages": num_pages, "prefill_chunk_tokens": chunk, "window_tokens": window}
+@given(
+    jobs_strategy,
+    st.sampled_from([30, 64]),
+    st.sampled_from([None, 5]),
+    st.sampled_from([None, 11]),
+    knobs_strategy,
+)
+@settings(max_examples=150, deadline=None)
+def test_a_horizon_of_k_gives_the_records_of_k_single_steps(jobs, num_pages, chunk, window, knobs):
+    options = {"num_pages": num_pages, "prefill_chunk_tokens": chunk, "window_tokens": window, **knobs}
+    options |= {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000)}
     together, single = _run(jobs, **options), _run(jobs, max_horizon_steps=1, **options)
     assert _events(together) == _events(single)
     long, short = together.log.step_columns(num_pages), single.log.step_columns(num_pages)
@@ -53,10 +70,11 @@ def test_the_same_input_gives_the_same_events_byte_for_byte(jobs):
     assert _events(_run(jobs, num_pages=30)) == _events(_run(jobs, num_pages=30))
 
 
-@given(jobs_strategy, st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
-def test_every_request_sent_leaves_once_and_the_pool_is_whole(jobs, num_pages):
-    engine = _run(jobs, num_pages=num_pages, timeout_s=to_seconds(150_000_000))
+@given(jobs_strategy, st.integers(1, 40), knobs_strategy)
+@settings(max_examples=150, deadline=None)
+def test_every_request_sent_leaves_once_and_the_pool_is_whole(jobs, num_pages, knobs):
+    knobs |= {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000)}
+    engine = _run(jobs, num_pages=num_pages, timeout_s=to_seconds(150_000_000), **knobs)
     reasons = engine.log.request_columns()["finish_reason"]
     assert len(reasons) == len(jobs)
     assert set(reasons) <= {"length", "refused", "timed_out"}

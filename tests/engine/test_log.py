@@ -15,7 +15,7 @@ from nanoserve.roofline.counts import StepCounts
 from tests.engine.factories import Job, make_engine
 
 ticks = st.integers(0, 2**90)  # 34 years
-EMPTY = (0, 0, 0, 0)
+EMPTY = (0, 0, 0, 0, 0, 0)
 
 
 def plan(kind: Kind = Kind.DECODE, counts: StepCounts | None = None) -> Plan:
@@ -40,11 +40,11 @@ def test_seconds_are_the_nearest_to_the_ticks(start, duration, first, host):
 def test_counts_and_kind_come_back(values, kind):
     counts = StepCounts(*values)
     log = RunLog(0)
-    log.planned(plan(kind, counts), StepResult(1, 1, executed_tokens=5, executed_kv_tokens=6), 0, (1, 2, 3, 4))
+    log.planned(plan(kind, counts), StepResult(1, 1, executed_tokens=5, executed_kv_tokens=6), 0, (1, 6, 2, 3, 4, 5))
     columns = log.step_columns(9)
     assert {name: columns[name][0] for name in COUNT_FIELDS} == {name: getattr(counts, name) for name in COUNT_FIELDS}
     assert columns["kind"].tolist() == [kind]
-    expected = {"running": 1, "waiting": 2, "pages_used": 3, "pages_total": 9}
+    expected = {"running": 1, "waiting": 2, "pages_used": 3, "largest_free_run": 4, "stalled_seqs": 6, "pages_total": 9}
     assert {name: columns[name][0] for name in expected} == expected
     assert (columns["executed_tokens"][0], columns["executed_kv_tokens"][0]) == (5, 6)
 
@@ -52,7 +52,7 @@ def test_counts_and_kind_come_back(values, kind):
 def test_without_padding_the_useful_tokens_are_the_executed_ones():
     log = RunLog(0)
     counts = StepCounts(3, 2, 60, 60, prefill_tokens=0, sampled=6)
-    log.planned(plan(counts=counts), StepResult(1, 1), 0, (2, 0, 4, 50))
+    log.planned(plan(counts=counts), StepResult(1, 1), 0, (2, 0, 0, 4, 5, 50))
     columns = log.step_columns(9)
     assert (columns["executed_tokens"][0], columns["executed_kv_tokens"][0]) == (6, 60)
     assert columns["kv_tokens_held"][0] == 50 + 6

@@ -1,4 +1,7 @@
-"""A state machine over pages and scheduler: admit, step, finish, abort, preempt, in any order, on small pools."""
+"""A state machine over pages and scheduler: admit, step, finish, abort, preempt, in any order, on small pools.
+
+The scheduler's knobs are drawn from their cross product (`factories.KNOBS`); what must hold, holds for all of them.
+"""
 
 import os
 
@@ -7,12 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nanoserve.engine.log import RunLog
+from nanoserve.engine.pages import PagePool
 from nanoserve.engine.scheduler import Scheduler
 from nanoserve.engine.sequence import pages_for
-from nanoserve.engine.types import EngineConfig, FinishReason, Kind, Request
-from tests.engine.factories import LinearExecutor
+from nanoserve.engine.types import TICKS_PER_S, EngineConfig, FinishReason, Kind, Request
+from tests.engine.factories import KNOBS, LinearExecutor
 
 MAX_REQUESTS = 200
+TIMEOUT_TICKS = 1 << 30
 EXAMPLES = int(os.environ.get("NANOSERVE_MACHINE_EXAMPLES", "500"))
 
 
@@ -24,17 +29,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         page_tokens=st.sampled_from([1, 4, 16]),
         max_seqs=st.integers(1, 6),
         chunk=st.sampled_from([None, 1, 5]),
-        watermark=st.sampled_from([0.0, 0.2]),
         window=st.sampled_from([None, 7]),
+        knobs=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in KNOBS.items()}),
     )
-    def start(self, num_pages, page_tokens, max_seqs, chunk, watermark, window):
+    def start(self, num_pages, page_tokens, max_seqs, chunk, window, knobs):
         config = EngineConfig(
             max_seqs=max_seqs,
             max_step_tokens=max(max_seqs, 8),
             prefill_chunk_tokens=chunk,
             page_tokens=page_tokens,
-            free_page_watermark=watermark,
-            timeout_s=2.0**-30,
+            timeout_s=TIMEOUT_TICKS / TICKS_PER_S,
+            deadline_s=2.0**-32,
+            static_timeout_s=2.0**-36,
+            **knobs,
         )
         self.config = config
         self.log = RunLog(MAX_REQUESTS)
@@ -44,14 +51,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.executor = LinearExecutor()
         self.now, self.added, self.refused, self.produced = 0, 0, set(), {}
         self.finished, self.expired = set(), set()
+        self.arrivals = {}
 
-    @rule(prompt=st.integers(1, 60), output=st.integers(1, 40))
-    def admit(self, prompt, output):
+    @rule(prompt=st.integers(1, 60), output=st.integers(1, 40), client=st.integers(0, 2), priority=st.integers(0, 2))
+    def admit(self, prompt, output, client, priority):
         if self.added == MAX_REQUESTS:
             return
-        request = Request(index=self.added, arrival_ticks=self.now, prompt_tokens=prompt, output_tokens=output)
+        request = Request(
+            index=self.added,
+            arrival_ticks=self.now,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            client=client,
+            priority=priority,
+        )
         fits = pages_for(prompt + output - 1, self.config.page_tokens) <= self.scheduler.pool.num_pages
+        fits &= self.config.queue_limit is None or len(self.scheduler.waiting) < self.config.queue_limit
         assert self.scheduler.add(request, self.now) == fits  # 60 + 40 is always within the context
+        self.arrivals[self.added] = self.now
         if not fits:
             self.refused.add(self.added)
         self.produced[self.added] = 0
@@ -59,13 +76,17 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 9), stop=st.booleans())
     def step(self, limit, stop):
+        self._expire()
         before = {s.index: self._progress(s) for s in self.scheduler.sequences.values()}
         plan = self.scheduler.plan(self.now, lambda counts: limit)
         if plan is None:
-            assert not self.scheduler.sequences
+            self._wait_for_the_batch()
             return
         rows = plan.rows()
         assert rows, "a plan that advances nobody"
+        assert self.config.batching == "mixed" or plan.kind is not Kind.MIXED
+        assert plan.padding_rows == 0 or self.config.batching == "static"
+        assert plan.counts.decode_seqs + plan.padding_rows + plan.counts.prefill_seqs <= self.config.max_seqs
         assert 1 <= plan.horizon <= limit or plan.kind is not Kind.DECODE
         assert sum(r.new_tokens for r in rows) <= self.config.max_step_tokens
         self._check_rows(plan, rows)
@@ -94,15 +115,37 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(later=st.integers(1, 1 << 28))
     def wait(self, later):
         self.now += later
-        self.expired.update(self.scheduler.expire(self.now))
+        self._expire()
+
+    def _expire(self) -> None:
+        """Who leaves now has timed out, or was the last of a static batch."""
+        for index in self.scheduler.expire(self.now):
+            timed_out = self.arrivals[index] + TIMEOUT_TICKS <= self.now
+            (self.expired if timed_out else self.finished).add(index)
+            assert timed_out or self.config.batching == "static"
+
+    def _wait_for_the_batch(self) -> None:
+        """Nothing was planned: nobody is here, or a static batch is being gathered that opens at a known time."""
+        if self.scheduler.sequences:
+            assert self.config.batching == "static"
+            assert len(self.scheduler.waiting) < self.config.max_seqs
+            opens = self.scheduler.next_batch_ticks()
+            assert opens is not None and opens > self.now
+            self.now = opens
 
     @invariant()
     def references_equal_holders_and_nothing_aliases(self):
         held = [page for s in self.scheduler.sequences.values() for page in s.pages]
         pool = self.scheduler.pool
         assert len(held) == len(set(held))
-        assert all(pool.holders(page) == 1 for page in held)
         assert pool.used_count == len(held)
+        assert pool.largest_free_run <= pool.free_count
+        if isinstance(pool, PagePool):
+            assert all(pool.holders(page) == 1 for page in held)
+        else:
+            for s in self.scheduler.sequences.values():
+                assert s.pages == list(range(s.pages[0], s.pages[0] + len(s.pages))) if s.pages else s.slot < 0
+                assert s.preemptions == 0
         assert pool.free_count + pool.used_count == pool.num_pages
 
     @invariant()
@@ -112,6 +155,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def queue_is_first_come_first_served(self):
+        config = self.config
+        if (config.policy, config.victim) != ("fcfs", "youngest") or config.batching == "static":
+            return
         waiting = [s.index for s in self.scheduler.waiting]
         running = [s.index for s in self.scheduler.sequences.values() if s.slot >= 0]
         assert waiting == sorted(waiting)
@@ -125,9 +171,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever happened, the log has it, and the engine drains: no deadlock, and an idle pool is a full pool."""
         self._check_endings()
         for _ in range(20_000):
+            self.scheduler.expire(self.now)
             plan = self.scheduler.plan(self.now, lambda counts: 4)
             if plan is None:
-                break
+                self._wait_for_the_batch()
+                if not self.scheduler.sequences:
+                    break
+                continue
             result = self.executor.submit(plan).result()
             self.scheduler.apply(plan, result, self.now, self.now + 1)
         assert not self.scheduler.sequences
@@ -151,7 +201,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         page_tokens, counts = self.config.page_tokens, plan.counts
         for row in rows:
             assert len(row.pages) >= pages_for(row.start + max(row.new_tokens, plan.horizon), page_tokens)
-        decode = [r for r in rows if r.start + r.new_tokens > 0 and self.scheduler.sequences[r.index].join]
+        decode = [r for r in rows if self.scheduler.sequences[r.index].join]
         assert counts.decode_seqs == len(decode)
         assert counts.decode_kv_tokens == sum(r.start + 1 + j for r in decode for j in range(plan.horizon))
         chunks = rows[len(decode) :]

@@ -1,5 +1,7 @@
 """The real executor: the simulator's plans, and the same tokens whatever the schedule."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,43 @@ def test_sampled_tokens_do_not_depend_on_the_schedule(undisturbed, pages, chunk,
         max_context_tokens=128,
     )
     assert _tokens(trace, config, pages) == expected
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"batching": "prefill_first", "policy": "shortest_first", "victim": "least_progress"},
+        {"batching": "static", "static_timeout_s": 1e-6},
+        {"batching": "static", "allocator": "contiguous", "policy": "fair_share"},
+        {"allocator": "contiguous", "chunking": "adaptive", "decodes_per_prompt": 1.0, "interval_s": 1e-3},
+    ],
+)
+def test_sampled_tokens_do_not_depend_on_the_knobs(undisturbed, knobs):
+    trace, expected = undisturbed
+    config = EngineConfig(
+        max_seqs=6,
+        max_step_tokens=32,
+        page_tokens=4,
+        max_horizon_steps=8,
+        free_page_watermark=0.0,
+        max_context_tokens=128,
+        **knobs,
+    )
+    assert _tokens(trace, config, 30) == expected
+
+
+def test_the_padding_of_a_static_batch_is_executed_and_counted_in_both_executors():
+    trace = lengths_trace([5, 9, 3, 4], [2, 20, 20, 20], [0.0] * 4)
+    config = dataclasses.replace(CONFIG, max_seqs=4, batching="static")
+    ladders = dataclasses.replace(ladders_for(trace, config), decode_rows=(3, 4))
+    real = virtual_engine(trace, config, PAGES, jax_executor(trace, config, PAGES, ladders=ladders))
+    simulated = virtual_engine(trace, config, PAGES, None)
+    for engine in (real, simulated):
+        engine.run()
+        steps = engine.log.step_columns(PAGES)
+        decode = steps["kind"] == "decode"
+        assert steps["decode_seqs"][decode].min() == 3
+        assert (steps["executed_tokens"][decode] == 4 * steps["steps"][decode]).all()
 
 
 def test_logprobs_are_those_of_the_generated_tokens():

@@ -36,9 +36,13 @@ def run(jobs: list[Job], name: str, window: int | None = None, **config):
 
 
 @settings(max_examples=40)
-@given(jobs=jobs, window=st.sampled_from([None, 16, 40]))
-def test_a_run_does_not_depend_on_the_horizon(jobs, window):
-    far, near = (run(jobs, "llama-3.2-1b", window, max_horizon_steps=steps) for steps in (1024, 1))
+@given(
+    jobs=jobs,
+    window=st.sampled_from([None, 16, 40]),
+    how=st.sampled_from([{}, {"batching": "static", "static_timeout_s": 0.01}, {"batching": "prefill_first"}]),
+)
+def test_a_run_does_not_depend_on_the_horizon(jobs, window, how):
+    far, near = (run(jobs, "llama-3.2-1b", window, max_horizon_steps=steps, **how) for steps in (1024, 1))
     assert list(far.event_lines()) == list(near.event_lines())
     assert far.plan_count() <= near.plan_count()
 

@@ -98,6 +98,7 @@ class _Loop:
         held = self.prefilling + self.decoding
         row |= {
             "running": len(held),
+            "stalled_seqs": 0,
             "waiting": len(self.waiting),
             "kv_tokens_held": sum(s.kv for s in held) + counts["prefill_tokens"] + counts["steps"] * len(self.decoding),
             "pages_total": self.pages,
@@ -105,6 +106,7 @@ class _Loop:
         }
         self._apply(chunks, counts["steps"], end_s)
         row["pages_used"] = min(self.pages, row["kv_tokens_held"] // PAGE_TOKENS + len(held))
+        row["largest_free_run"] = self.pages - row["pages_used"]
         self.rows.append(row)
         self.now_s, self.steps = end_s + self.pause_s, self.steps + counts["steps"]
         return True

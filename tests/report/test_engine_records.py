@@ -16,12 +16,12 @@ STEP_S = FIXED_TICKS / TICKS_PER_S
 TOLERANCE = 1e-6  # relative; times are differences of doubles near the run's end
 
 
-def _run(seed: int, num_pages: int, stops: dict[int, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _run(seed: int, num_pages: int, stops: dict[int, int], **config) -> tuple[pl.DataFrame, pl.DataFrame]:
     rng = random.Random(seed)
     arrivals = sorted(rng.randrange(300 * FIXED_TICKS) for _ in range(60))
     jobs = [Job(arrival, rng.randrange(1, 60), rng.randrange(1, 40)) for arrival in arrivals]
     jobs[5] = Job(jobs[5].arrival_ticks, 5000, 10)  # refused: longer than the context
-    engine = make_engine(jobs, num_pages=num_pages, executor=LinearExecutor(stops))
+    engine = make_engine(jobs, num_pages=num_pages, executor=LinearExecutor(stops), **config)
     engine.run()
     steps = pl.DataFrame(engine.log.step_columns(num_pages)).with_columns(
         pl.lit(0.0).alias(name) for name in COST_COLUMNS
@@ -29,9 +29,10 @@ def _run(seed: int, num_pages: int, stops: dict[int, int]) -> tuple[pl.DataFrame
     return steps, pl.DataFrame(engine.log.request_columns(), infer_schema_length=None)
 
 
+@pytest.mark.parametrize("batching", ["mixed", "prefill_first"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_pooled_gaps_are_those_that_the_requests_saw(seed):
-    steps, requests = _run(seed, num_pages=400, stops={})
+def test_pooled_gaps_are_those_that_the_requests_saw(seed, batching):
+    steps, requests = _run(seed, num_pages=400, stops={}, batching=batching)
     done = request_columns(requests)
     gaps_s, seqs = token_gaps(plan_columns(steps))
     completed = done["completed"]

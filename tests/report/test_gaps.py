@@ -33,6 +33,24 @@ def test_a_pause_between_plans_belongs_to_the_next_gap():
     assert seqs.tolist() == [1, 2, 2]
 
 
+def test_steps_that_leave_decoding_sequences_out_lengthen_their_next_gap():
+    """Two decode; a prefill of 3 s adds one more, a prefill of 5 s another: 2 wait 8 s, 1 waits 5 s, 1 not at all."""
+    plans = [
+        {"start_s": 0.0, "duration_s": 1.0, "decode_seqs": 2},
+        {"start_s": 1.0, "duration_s": 3.0, "prefill_seqs": 1, "stalled_seqs": 2},
+        {"start_s": 4.0, "duration_s": 5.0, "prefill_seqs": 1, "stalled_seqs": 3},
+        {"start_s": 9.0, "duration_s": 2.0, "steps": 2, "decode_seqs": 4},
+    ]
+    gaps_s, seqs = _gaps(steps_table(*plans))
+    assert [(gap, n) for gap, n in zip(gaps_s, seqs, strict=True) if n] == [
+        (1.0, 2),
+        (1.0, 1),
+        (1.0, 4),
+        (9.0, 2),
+        (6.0, 1),
+    ]
+
+
 @pytest.mark.parametrize("pause_s", [0.0, 0.003])
 def test_gaps_sum_to_the_time_between_first_and_last_tokens(pause_s):
     steps, requests = synthetic_run(3, requests=120, pause_s=pause_s)
