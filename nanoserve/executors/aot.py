@@ -9,7 +9,6 @@ libtpu reads its environment when it is first loaded: `experiments/compile.py` s
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +20,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kernels.pallas import aot_gpu, compat
 from kernels.pallas.aot_gpu import ResourceReport
 from kernels.pallas.paged_attention.api import check_known
+from kernels.pallas.quant_matmul.weight import stored_bytes
 from nanoserve.engine.sequence import pages_for
+from nanoserve.executors import precisions
 from nanoserve.executors.aot_targets import devices
 from nanoserve.executors.choose import mesh_obstacle
-from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
+from nanoserve.executors.precisions import KV_DTYPES, storage_on, weights_dtype
 from nanoserve.model import params as model_params
 from nanoserve.model import sharding
 from nanoserve.model.attention import attention_for, choose_attention
@@ -100,8 +101,11 @@ class Compiler:
         if obstacle := mesh_obstacle(cluster):
             raise ConfigError(f"cannot compile {spec.name} for {dict(cluster.mesh)}: {obstacle}. Use 'tensor' alone")
         self.work = work
-        dtype, kv_dtype = (_dtype(precision, *field) for field in (("weights", JAX_DTYPES), ("kv", KV_DTYPES)))
+        if obstacle := precisions.obstacle(spec, cluster.chip, precision, cluster.tensor):
+            raise ConfigError(f"cannot compile {spec.name} for {cluster.count} x {cluster.chip.name}: {obstacle}")
+        dtype, kv_dtype = weights_dtype(precision), KV_DTYPES[precision.kv]
         self.mesh = sharding.make_mesh(devices(cluster))
+        how = storage_on(self.mesh.devices.flat[0], spec, precision, self.mesh.size)
         spec = spread(spec, self.mesh.size)
         self.attention = choose_attention(
             attention,
@@ -118,8 +122,8 @@ class Compiler:
         bound = attention_for(spec, self.attention.name, self.mesh)
         options = compat.compiler_options(self.mesh.devices.flat[0])
         self.steps = make_steps(spec, attention=bound, places=places, compiler_options=options)
-        weights = model_params.abstract(spec, dtype, self.mesh.size)
-        self.params: Params = _placed(weights, sharding.shardings(self.mesh, spec))
+        weights = model_params.abstract(spec, dtype, self.mesh.size, how)
+        self.params: Params = _placed(weights, sharding.shardings(self.mesh, spec, how))
         empty = {"pages": work.pages, "page_tokens": work.page_tokens, "slots": work.slots}
         state = jax.eval_shape(lambda: init_state(spec, **empty, dtype=kv_dtype))
         self.state: DeviceState = _placed(state, places)
@@ -202,7 +206,8 @@ def prefill_rows(work: Workload) -> PrefillRows:
 
 def bytes_per_chip(tree: Any) -> int:
     """Returns what one chip holds of arrays with shardings, without the padding of tiles."""
-    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+    parts = (jax.ShapeDtypeStruct(a.sharding.shard_shape(a.shape), a.dtype) for a in jax.tree.leaves(tree))
+    return sum(map(stored_bytes, parts))
 
 
 def _memory(program: jax.stages.Compiled) -> dict[str, int]:
@@ -212,13 +217,6 @@ def _memory(program: jax.stages.Compiled) -> dict[str, int]:
 
 def _counted_flops(program: jax.stages.Compiled) -> float:
     return (program.cost_analysis() or {}).get("flops", 0.0)
-
-
-def _dtype(precision: Precision, field: str, known: Mapping[str, str]) -> str:
-    name = getattr(precision, field)
-    if name not in known:
-        raise ConfigError(f"Precision.{field} = '{name}' is priced but not executed. Use one of {', '.join(known)}")
-    return known[name]
 
 
 def _placed(arrays: Any, places: Any) -> Any:

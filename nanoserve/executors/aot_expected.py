@@ -11,9 +11,11 @@ import numpy as np
 
 from kernels.pallas.paged_attention import xla
 from nanoserve.executors.aot import Workload
+from nanoserve.executors.precisions import storage
 from nanoserve.model import params as model_params
-from nanoserve.model import sharding
+from nanoserve.model import quantised, sharding
 from nanoserve.model.params import spread
+from nanoserve.model.quantised import MATRICES, Storage
 from nanoserve.roofline.calibration import constants_for
 from nanoserve.roofline.counts import StepCounts, causal_pairs, window_kv_tokens, window_pairs
 from nanoserve.roofline.matrices import attention_flops, matmul_flops
@@ -109,6 +111,14 @@ def model_flops(setting: Setting, counts: StepCounts) -> float:
     return (matmul_flops(setting.model, counts.new_tokens, counts.sampled) + attention) / setting.cluster.tensor
 
 
+def _stack(model: ModelSpec, field: str, how: Storage | None, ways: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Shape and logical axes of all layers of a matrix, as it lies in memory."""
+    shape, axes = model_params.shape_of(model, field), model_params.AXES[field]
+    if how is None:
+        return shape, axes
+    return quantised.abstract(field, shape, how, ways).stack.values.shape, tuple(quantised.axes_of(axes, how).values)
+
+
 def layer_arrays(setting: Setting) -> tuple[tuple[int, ...], ...]:
     """Returns the shapes, on one chip, of one layer's matrices and KV, and of all layers' together."""
     model, work, ways = spread(setting.model, setting.cluster.tensor), setting.work, setting.cluster.tensor
@@ -116,8 +126,8 @@ def layer_arrays(setting: Setting) -> tuple[tuple[int, ...], ...]:
     def on_chip(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:
         return tuple(size // (ways if axis in sharding.RULES else 1) for size, axis in zip(shape, axes, strict=True))
 
-    matrices = ("wqkv", "wo", "w_gate_up", "w_down")
-    stacks = [on_chip(model_params.shape_of(model, field), model_params.AXES[field]) for field in matrices]
+    how = storage(setting.precision)
+    stacks = [on_chip(*_stack(model, field, how, ways)) for field in MATRICES]
     pool = (model.layers, work.pages, work.page_tokens, model.kv_heads, 2, model.head_size)
     stacks.append(on_chip(pool, (None, None, None, "kv_heads", None, None)))
     return (*stacks, *(stack[1:] for stack in stacks))

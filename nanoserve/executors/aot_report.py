@@ -94,7 +94,8 @@ class ProgramReport:
       product_flops: of matrix products and XLA attention, loops counted as often as they run. model_flops: of the
         cost model, cut evenly over the chips. counted_flops: XLA's own, each loop's body once.
       estimated_s: XLA's cycles for a TPU; 0 for a GPU. roofline_s: at datasheet limits, all parts.
-      unestimated_s: what of `roofline_s` XLA estimates nothing of: collectives, and attention in a kernel.
+      unestimated_s: what of `roofline_s` XLA estimates nothing of: collectives, and attention in a kernel. Products
+        with quantised weights in a kernel are in neither `product_flops` nor `estimated_s`.
       above: instructions of a notable share of the estimate that take notably longer than their own roofline.
       kernels: what Mosaic kernels use, for a GPU.
       trips: what was assumed of loops whose length depends on data, outermost first.

@@ -60,25 +60,17 @@ def jax_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -
     return (
         mesh_obstacle(cluster)
         or _device_obstacle(cluster)
-        or _decoder_obstacle(model, precision)
+        or _decoder_obstacle(model, cluster, precision)
         or _memory_obstacle(model, cluster, precision)
     )
 
 
-def _decoder_obstacle(model: ModelSpec, precision: Precision) -> str:
-    from nanoserve.executors.jax_build import JAX_DTYPES, KV_DTYPES
+def _decoder_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
+    from nanoserve.executors import precisions
     from nanoserve.model.params import supports
 
-    reason = supports(model)
-    if reason:
-        return reason
-    for part in ("weights", "kv", "activations", "compute"):
-        dtype = getattr(precision, part)
-        if dtype not in (KV_DTYPES if part == "kv" else JAX_DTYPES):
-            return f"{part} in {dtype} are priced but not executed yet"
-    if len({precision.weights, precision.activations, precision.compute}) > 1:
-        return "weights, activations and compute of different dtypes are priced but not executed yet"
-    return ""
+    ways = cluster.count * cluster.chip.jax_devices_per_chip
+    return supports(model) or precisions.obstacle(model, cluster.chip, precision, ways)
 
 
 def mesh_obstacle(cluster: ClusterSpec) -> str:

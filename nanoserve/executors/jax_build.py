@@ -14,19 +14,19 @@ from nanoserve.engine.sequence import pages_for
 from nanoserve.engine.types import EngineConfig
 from nanoserve.executors.buckets import best_ladder, geometric_ladder
 from nanoserve.executors.jax_executor import JaxExecutor, KvLedger, Ladders, RequestSampling
+from nanoserve.executors.precisions import JAX_DTYPES, KV_DTYPES, storage_on, weights_dtype
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.model import sharding
 from nanoserve.model.attention import attention_for, choose_attention
 from nanoserve.model.params import Params, from_tensors, spread
 from nanoserve.model.places import state_places
+from nanoserve.model.quantising import quantiser
 from nanoserve.model.step import DeviceState, Steps, init_state, make_steps
 from nanoserve.specs.chips import Precision
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.types import Trace
 from nanoserve.weights.types import TensorSource
 
-JAX_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-KV_DTYPES = {**JAX_DTYPES, "int8": "int8", "fp8": "float8_e4m3fn"}
 PLAIN = Choice("xla", "nothing else was asked for")
 _PREFILL_RUNGS = 4
 _DECODE_RATIO = 4
@@ -67,12 +67,14 @@ def load_model(
     place = sharding.placer(mesh) if mesh else None
     kv_dtype, executed = KV_DTYPES[precision.kv], spread(spec, ways)
     places = state_places(executed, attention.name, kv_dtype, mesh)
+    how = storage_on(jax.devices()[0], spec, precision, ways)
+    quantise = quantiser(how, mesh) if how else None
     bound = attention_for(executed, attention.name, mesh)
     options = compat.compiler_options(jax.devices()[0])
     return LoadedModel(
         spec=executed,
         steps=make_steps(executed, attention=bound, places=places, compiler_options=options),
-        params=from_tensors(spec, weights, JAX_DTYPES[precision.weights], place, ways),
+        params=from_tensors(spec, weights, weights_dtype(precision), place, ways, quantise),
         kv_dtype=kv_dtype,
         attention=attention,
         places=places,

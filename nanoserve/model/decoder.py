@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from kernels.pallas.einsum import einsum_as, einsum_f32
+from kernels.pallas.einsum import einsum_f32
 from nanoserve.model import feed_forward
 from nanoserve.model.attention import Attend
 from nanoserve.model.params import Layer, Params
 from nanoserve.model.pool import KvPool, by_layer, one_run
+from nanoserve.model.product import product
+from nanoserve.model.quantised import at_layer, is_quantised
 from nanoserve.model.rope import Rotation, rotate, rotation
 from nanoserve.specs.models import ModelSpec, layer_windows
 
@@ -60,7 +62,7 @@ def forward(
         x_TD, run = carry
         layer = one_layer(params.layers, index)
         first_page = index * pool.pages.shape[1]
-        attended_TD, run = attention(spec, layer, run, first_page, x_TD, turns[window], attend, window)
+        attended_TD, run = attention(spec, layer, run, first_page, x_TD, turns[window], attend, window, mesh)
         x_TD += attended_TD
         x_TD += mlp(spec, layer, index, x_TD, mesh)
         return x_TD, run
@@ -70,10 +72,10 @@ def forward(
 
 
 def one_layer(layers: Layer, index: Int32[Array, ""]) -> Layer:
-    """The weights of one layer; of experts those of all layers, which `feed_forward.experts` reads where they lie."""
+    """The weights of one layer; of experts and quantised matrices all layers', which kernels read where they lie."""
     stacks = {"w_experts_gate_up": layers.w_experts_gate_up, "w_experts_down": layers.w_experts_down}
     others = dataclasses.replace(layers, **dict.fromkeys(stacks))
-    one = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), others)
+    one = jax.tree.map(lambda stack: at_layer(stack, index), others, is_leaf=is_quantised)
     return dataclasses.replace(one, **stacks)
 
 
@@ -136,31 +138,32 @@ def attention(
     turn: Rotation,
     attend: Attend,
     window: int | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "T D"], KvPool]:
     """One layer's attention: project, rotate, write and attend, project back.
 
     `pool` is one run of all layers' pages, [L P, ...], and `first` the layer's first page; `window` is the layer's.
     """
-    q_TKGh, k_TKh, v_TKh = project_qkv(spec, layer, x_TD)
+    q_TKGh, k_TKh, v_TKh = project_qkv(spec, layer, x_TD, mesh)
     q_TKGh, k_TKh = rotate(q_TKGh, turn), rotate(k_TKh, turn)
     q_THh = q_TKGh.reshape(-1, spec.heads, spec.head_size)
     attended_THh, pool = attend(q_THh, k_TKh, v_TKh, pool, first, window)
-    return ended(spec, project_out(layer, attended_THh), layer.post_attn_norm), pool
+    return ended(spec, project_out(layer, attended_THh, mesh), layer.post_attn_norm), pool
 
 
 @jax.named_scope("out")
-def project_out(layer: Layer, attended_THh: Float[Array, "T H h"]) -> Float[Array, "T D"]:
+def project_out(layer: Layer, attended_THh: Float[Array, "T H h"], mesh: Mesh | None = None) -> Float[Array, "T D"]:
     """Attended values back to the residual stream."""
     flat_TI = attended_THh.reshape(attended_THh.shape[0], -1)
-    return einsum_as(attended_THh.dtype, "TI,ID->TD", flat_TI, layer.wo)
+    return product(attended_THh.dtype, flat_TI, layer.wo, mesh)
 
 
 @jax.named_scope("qkv")
 def project_qkv(
-    spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"]
+    spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"], mesh: Mesh | None = None
 ) -> tuple[Float[Array, "T K G h"], Float[Array, "T K h"], Float[Array, "T K h"]]:
     """Queries, keys and values in one product, with the family's biases and norms."""
-    qkv_TC = einsum_f32("TD,DC->TC", norm(spec, x_TD, layer.attn_norm), layer.wqkv)
+    qkv_TC = product(jnp.float32, norm(spec, x_TD, layer.attn_norm), layer.wqkv, mesh)
     if layer.bqkv is not None:
         qkv_TC += layer.bqkv
     qkv = qkv_TC.astype(x_TD.dtype).reshape(-1, spec.kv_heads, spec.query_groups + 2, spec.head_size)

@@ -20,8 +20,9 @@ from jaxtyping import Array, DTypeLike, Float, Int32
 
 from kernels.pallas import compat
 from kernels.pallas.compat import row_major
-from kernels.pallas.einsum import einsum_as, einsum_f32
+from kernels.pallas.einsum import einsum_f32
 from nanoserve.model.params import Layer
+from nanoserve.model.product import product
 from nanoserve.model.sharding import TENSOR, over_columns
 from nanoserve.specs.models import Activation, MoeSpec
 
@@ -51,7 +52,7 @@ def dense(
     layer: Layer, activation: Activation, normed_TD: Float[Array, "T D"], mesh: Mesh | None = None
 ) -> Float[Array, "T D"]:
     """The gated feed-forward: `down(act(gate(x)) * up(x))`."""
-    gate_up_TC = einsum_as(normed_TD.dtype, "TD,DC->TC", normed_TD, layer.w_gate_up)
+    gate_up_TC = product(normed_TD.dtype, normed_TD, layer.w_gate_up, mesh)
     # Otherwise XLA for GPUs makes a GELU part of the product, in a form that wants the matrix copied out of the stack.
     gate_up_TC = jax.lax.optimization_barrier(gate_up_TC)
     # Otherwise the TPU compiler turns the product around so that gate and up lie apart, and every layer's matrix too
@@ -59,7 +60,7 @@ def dense(
     hidden_TF = over_columns(functools.partial(_gated, ACTIVATIONS[activation]), mesh)(row_major(gate_up_TC))
     # Fused into the next product, the activation would be computed again for every block of its matrix (likewise).
     hidden_TF = jax.lax.optimization_barrier(hidden_TF)
-    return einsum_as(normed_TD.dtype, "TF,FD->TD", hidden_TF, layer.w_down)
+    return product(normed_TD.dtype, hidden_TF, layer.w_down, mesh)
 
 
 def experts(

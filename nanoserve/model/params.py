@@ -22,6 +22,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, DTypeLike, Float
 
+from nanoserve.model import quantised
+from nanoserve.model.quantised import QuantMatrix, Storage
 from nanoserve.specs.errors import ConfigError, WeightsError, nearest
 from nanoserve.specs.models import ModelSpec
 
@@ -61,15 +63,15 @@ class Layer:
     """
 
     attn_norm: Float[Array, "L D"]
-    wqkv: Float[Array, "L D K*(G+2)*h"]
+    wqkv: Float[Array, "L D K*(G+2)*h"] | QuantMatrix
     bqkv: Float[Array, "L K*(G+2)*h"] | None
     q_norm: Float[Array, "L h"] | None
     k_norm: Float[Array, "L h"] | None
-    wo: Float[Array, "L K*G*h D"]
+    wo: Float[Array, "L K*G*h D"] | QuantMatrix
     post_attn_norm: Float[Array, "L D"] | None
     mlp_norm: Float[Array, "L D"]
-    w_gate_up: Float[Array, "L D 2*F"]
-    w_down: Float[Array, "L F D"]
+    w_gate_up: Float[Array, "L D 2*F"] | QuantMatrix
+    w_down: Float[Array, "L F D"] | QuantMatrix
     router: Float[Array, "L D E"]
     w_experts_gate_up: Float[Array, "L E D 2*F"]
     w_experts_down: Float[Array, "L E F D"]
@@ -91,6 +93,8 @@ class Params:
 
 
 Place = Callable[[np.ndarray, tuple[str, ...]], Any]  # puts one array, with these logical axes, where it will live
+Quantise = Callable[[str, tuple[int, ...], Callable[[int], np.ndarray]], QuantMatrix]
+"""(field, its shape [L, D, F], what reads a layer's matrix) -> all layers in fewer bits, where they will live"""
 
 
 def supports(spec: ModelSpec) -> str | None:
@@ -193,10 +197,17 @@ def _absent(spec: ModelSpec) -> frozenset[str]:
     return frozenset(field for fields, present in parts.items() if not present for field in fields)
 
 
-def abstract(spec: ModelSpec, dtype: DTypeLike, ways: int = 1) -> Params:
-    """Shapes without memory, for ahead-of-time compilation by `ways` chips."""
+def abstract(spec: ModelSpec, dtype: DTypeLike, ways: int = 1, how: Storage | None = None) -> Params:
+    """Shapes without memory, for ahead-of-time compilation by `ways` chips; matrices stored `how`, if it is given."""
     executed = spread(spec, ways)
-    return build(executed, lambda field: jax.ShapeDtypeStruct(shape_of(executed, field), dtype), ways)
+
+    def make(field: str):
+        shape = shape_of(executed, field)
+        if how and field in quantised.MATRICES:
+            return quantised.abstract(field, shape, how, ways)
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return build(executed, make, ways)
 
 
 def logical_axes(spec: ModelSpec) -> Params:
@@ -205,7 +216,12 @@ def logical_axes(spec: ModelSpec) -> Params:
 
 
 def from_tensors(
-    spec: ModelSpec, source: "TensorSource", dtype: DTypeLike, place: Place | None = None, ways: int = 1
+    spec: ModelSpec,
+    source: "TensorSource",
+    dtype: DTypeLike,
+    place: Place | None = None,
+    ways: int = 1,
+    quantise: Quantise | None = None,
 ) -> Params:
     """Reads a checkpoint, one array at a time: the host holds at most one kind of matrix of all layers.
 
@@ -215,6 +231,7 @@ def from_tensors(
       dtype: of the result.
       place: where each array goes; the default device where None, `sharding.placer(mesh)` for a mesh.
       ways: chips that share the columns.
+      quantise: makes the matrices of `quantised.MATRICES`, from what the checkpoint holds; None leaves them in `dtype`.
 
     Raises:
       WeightsError: naming a tensor that is missing or has another shape.
@@ -222,13 +239,18 @@ def from_tensors(
     place = place or (lambda array, _: jnp.asarray(array))
     executed = spread(spec, ways)
 
+    def read(field: str, layer: int | None) -> np.ndarray:
+        return _READERS[field](_Tensors(spec, source, layer, ways))
+
     def make(field: str):
+        if quantise and field in quantised.MATRICES:
+            return quantise(field, shape_of(executed, field), lambda index: read(field, index))
         array = np.empty(shape_of(executed, field), jnp.dtype(dtype))
         if AXES[field][0] == "layers":
             for index in range(spec.layers):
-                array[index] = _READERS[field](_Tensors(spec, source, index, ways))
+                array[index] = read(field, index)
         else:
-            array[...] = _READERS[field](_Tensors(spec, source, None, ways))
+            array[...] = read(field, None)
         return place(array, AXES[field])
 
     return build(executed, make, ways)

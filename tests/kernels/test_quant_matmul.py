@@ -234,7 +234,18 @@ def test_shapes_that_do_not_fit_are_refused_by_name():
     x_TD, weight = arg_specs.make(arg_specs.SMALL["int4_group_128"], seed=0)
     with pytest.raises(ValueError, match=r"activations \(5, 128\) do not fit a weight of 256 inputs"):
         api.quant_matmul(x_TD[:, :128], weight)
-    with pytest.raises(ValueError, match="take one layer of a stack first"):
+    with pytest.raises(ValueError, match=r"or a stack .* and a layer"):
         api.quant_matmul(x_TD, jax.tree.map(lambda leaf: leaf[None], weight))
     with pytest.raises(ValueError, match="activations are floats"):
         api.quant_matmul(x_TD.astype(jnp.int8), weight)
+
+
+@pytest.mark.parametrize("name", ["int8_per_channel", "int4_group_128", "int8_rows", "fp8_rows"])
+def test_a_layer_of_a_stack_has_the_bits_of_that_layer_alone(name):
+    shape = arg_specs.SMALL[name]
+    x_TD, weight = arg_specs.make(shape, seed=7)
+    stack = jax.tree.map(lambda *layers: jnp.stack(layers), arg_specs.make(shape, seed=8)[1], weight)
+    found = PRODUCTS[shape.rows](x_TD, stack, layer=jnp.int32(1), out_dtype=jnp.float32)
+    want = PRODUCTS[shape.rows](x_TD, weight, out_dtype=jnp.float32)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, want)

@@ -9,9 +9,12 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.pallas import compat
 from kernels.pallas.quant_matmul import api, arg_specs, gpu, reference
 from kernels.pallas.quant_matmul.gpu_tuning import Blocks, blocks
 from tests.kernels import quant_matmul_two_consumers as two_consumers
@@ -108,3 +111,14 @@ def test_few_tiles_are_split_and_sums_that_would_outweigh_the_weight_are_not():
     decode, wide = arg_specs.layer("llama8b_o", 8), arg_specs.layer("llama8b_gate_up", 128, "int4")
     assert blocks(*arg_specs.abstract(decode)).splits >= 4
     assert blocks(*arg_specs.abstract(wide)).splits == 1
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_layer_of_a_stack_has_the_bits_of_that_layer_alone(scheme):
+    shape = arg_specs.Shape(tokens=5, outputs=128, scheme=scheme)
+    x_TD, weight = arg_specs.make(shape, seed=7)
+    other = arg_specs.make(shape, seed=8)[1]
+    stack = jax.tree.map(lambda *layers: jnp.stack(layers), other, weight, other)
+    options = {"out_dtype": shape.dtype, "blocks": SMALL, "interpret": compat.gpu_interpreter()}
+    found = gpu.matmul(x_TD, stack, layer=jnp.int32(1), **options)
+    np.testing.assert_array_equal(found, gpu.matmul(x_TD, weight, **options))

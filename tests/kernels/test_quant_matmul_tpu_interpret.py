@@ -1,5 +1,7 @@
 """The TPU kernel for quantised weights, run on a CPU by an interpreter that delays copies and watches for races."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -104,3 +106,14 @@ def test_the_declared_cost_is_two_flops_a_weight_and_token_and_every_array_once(
     cost = tpu.cost(*arg_specs.multiplied(shape), shape.dtype)
     assert cost.flops == 2 * shape.tokens * shape.inputs * shape.outputs
     assert cost.bytes_accessed == stored
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_layer_of_a_stack_has_the_bits_of_that_layer_alone(scheme):
+    shape = arg_specs.Shape(tokens=5, outputs=128, scheme=scheme)
+    x_TD, weight = arg_specs.make(shape, seed=7)
+    other = arg_specs.make(shape, seed=8)[1]
+    stack = jax.tree.map(lambda *layers: jnp.stack(layers), other, weight, other)
+    options = {"out_dtype": shape.dtype, "interpret": compat.tpu_interpreter()}
+    found = tpu.matmul(x_TD, stack, layer=jnp.int32(1), **options)
+    np.testing.assert_array_equal(found, tpu.matmul(x_TD, weight, **options))

@@ -15,12 +15,13 @@ Next: `weight` (how it lies in memory), `reference` (NumPy), `xla` (any chip), `
 (the shapes that tests and benchmarks share).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Num
+from jaxtyping import Array, DTypeLike, Float, Int32, Num
 
 from kernels.pallas.quant_matmul import gpu, gpu_interpret, tpu, tpu_interpret, xla
 from kernels.pallas.quant_matmul.quantise import quantise_rows
@@ -35,55 +36,84 @@ IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "pallas_gpu_interpret": gpu_interpret,
 }
 KERNEL_OF = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # by JAX's name of a backend
+KERNEL_FOR = {"tpu": "pallas_tpu", "hopper": "pallas_gpu"}  # by what `compat.kernel_target` says
+
+
+class Choice(NamedTuple):
+    """An implementation, and why it was picked."""
+
+    name: str
+    why: str
 
 
 @jax.named_scope("quant_matmul")
 def quant_matmul(
-    x_TD: Float[Array, "T D"], weight: QuantWeight, *, implementation: str = "auto"
+    x_TD: Float[Array, "T D"],
+    weight: QuantWeight,
+    *,
+    layer: Int32[Array, ""] | None = None,
+    out_dtype: DTypeLike | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "T F"]:
     """`x @ w` with activations as they are: a quarter to half of the bytes of bf16 weights, at the rate of `x`'s dtype.
 
     Args:
       x_TD: activations, bfloat16, float16 or float32.
       weight: of any scheme.
+      layer: which layer of a stack [L, ...] of weights is multiplied, where it lies; None for a single weight.
+      out_dtype: of the result; None for the activations' own.
       implementation: a name in `IMPLEMENTATIONS`, or `auto`: the kernel of the chip where it serves these arguments,
         else `xla`.
 
     Returns:
-      The product in the activations' dtype.
+      The product.
 
     Raises:
       ConfigError: for an implementation that does not exist, or that does not serve these arguments.
       ValueError: for shapes that do not fit together.
     """
-    _check(x_TD, weight)
-    return _run(x_TD, weight, None, implementation, x_TD.dtype)
+    _check(x_TD, weight, layer)
+    return _run(x_TD, weight, None, implementation, layer=layer, out_dtype=out_dtype or x_TD.dtype)
 
 
 @jax.named_scope("int8_matmul")
-def int8_matmul(x_TD: Float[Array, "T D"], weight: QuantWeight, *, implementation: str = "auto") -> Float[Array, "T F"]:
+def int8_matmul(
+    x_TD: Float[Array, "T D"],
+    weight: QuantWeight,
+    *,
+    layer: Int32[Array, ""] | None = None,
+    out_dtype: DTypeLike | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "T F"]:
     """`x @ w` with rows of x rounded to int8, each by its own largest magnitude, and products summed in int32.
 
     See `quant_matmul`; the weight is int8 or int4.
     """
-    _check(x_TD, weight)
+    _check(x_TD, weight, layer)
     if weight.kind not in ("int8", "int4"):
         raise ConfigError(f"int8_matmul takes int8 or int4 weights, not {weight.kind}: use fp8_matmul or quant_matmul")
     values_TD, row_scales_T = quantise_rows(x_TD, "int8")
-    return _run(values_TD, weight, row_scales_T, implementation, x_TD.dtype)
+    return _run(values_TD, weight, row_scales_T, implementation, layer=layer, out_dtype=out_dtype or x_TD.dtype)
 
 
 @jax.named_scope("fp8_matmul")
-def fp8_matmul(x_TD: Float[Array, "T D"], weight: QuantWeight, *, implementation: str = "auto") -> Float[Array, "T F"]:
+def fp8_matmul(
+    x_TD: Float[Array, "T D"],
+    weight: QuantWeight,
+    *,
+    layer: Int32[Array, ""] | None = None,
+    out_dtype: DTypeLike | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "T F"]:
     """`x @ w` with rows of x rounded to float8_e4m3fn, each scaled by its own largest magnitude.
 
     See `quant_matmul`; the weight is fp8.
     """
-    _check(x_TD, weight)
+    _check(x_TD, weight, layer)
     if weight.kind != "float8_e4m3fn":
         raise ConfigError(f"fp8_matmul takes fp8 weights, not {weight.kind}: use int8_matmul or quant_matmul")
     values_TD, row_scales_T = quantise_rows(x_TD, "fp8")
-    return _run(values_TD, weight, row_scales_T, implementation, x_TD.dtype)
+    return _run(values_TD, weight, row_scales_T, implementation, layer=layer, out_dtype=out_dtype or x_TD.dtype)
 
 
 def resolve(implementation: str, x_TD: jax.Array | jax.ShapeDtypeStruct, weight: QuantWeight) -> str:
@@ -108,27 +138,51 @@ def resolve(implementation: str, x_TD: jax.Array | jax.ShapeDtypeStruct, weight:
     return implementation
 
 
+def choose(implementation: str, target: str, products: Iterable[tuple[jax.ShapeDtypeStruct, QuantWeight]]) -> Choice:
+    """The implementation that a name stands for, of all of a model's products.
+
+    Args:
+      implementation: a name in `IMPLEMENTATIONS`, which is never replaced by another, or `auto`.
+      target: what will run them, as `compat.kernel_target` says.
+      products: activations as they are multiplied and weight of each, on one chip; only shapes are looked at.
+
+    Raises:
+      ConfigError: for a name that does not exist, and for a name that does not serve one of the products.
+    """
+    products = list(products)
+    if implementation != "auto":
+        for product in products:
+            resolve(implementation, *product)
+        return Choice(implementation, "it was asked for")
+    if target not in KERNEL_FOR:
+        return Choice("xla", f"there is no kernel for {target or 'this device'}")
+    kernel = KERNEL_FOR[target]
+    reasons = [reason for product in products if (reason := IMPLEMENTATIONS[kernel].why_not(*product))]
+    return Choice("xla", reasons[0]) if reasons else Choice(kernel, f"it is the kernel for {target}")
+
+
 def _run(
     x_TD: Num[Array, "T D"],
     weight: QuantWeight,
     row_scales_T: Float[Array, " T"] | None,
     implementation: str,
-    out_dtype: DTypeLike,
+    **options: Any,
 ) -> Float[Array, "T F"]:
     """The product of rows as they are multiplied, by the implementation that a name stands for."""
     module = IMPLEMENTATIONS[resolve(implementation, x_TD, weight)]
-    return module.matmul(x_TD, weight, row_scales_T, out_dtype=out_dtype)
+    return module.matmul(x_TD, weight, row_scales_T, **options)
 
 
-def _check(x_TD: jax.Array, weight: QuantWeight) -> None:
+def _check(x_TD: jax.Array, weight: QuantWeight, layer: Any = None) -> None:
     """Everything that shapes can tell, so that a mistake is reported by name and not deep in a kernel."""
     if x_TD.ndim != 2 or not jnp.issubdtype(x_TD.dtype, jnp.floating):
         raise ValueError(f"activations are floats [T, D], got {x_TD.dtype} {x_TD.shape}")
     values, scales = weight.values, weight.scales
-    if values.ndim != 2 or scales.ndim != 2 or scales.shape[1] != values.shape[0] or values.shape[1] % scales.shape[0]:
+    *layers, F, D = values.shape
+    if len(layers) != (layer is not None) or scales.shape != (*layers, weight.groups, F) or D % weight.groups:
         raise ValueError(
-            f"a weight is values [F, D] and scales [G, F] with D a multiple of G, got {values.shape} and "
-            f"{scales.shape}; take one layer of a stack first"
+            f"a weight is values [F, D] and scales [G, F] with D a multiple of G, or a stack [L, ...] of both and a "
+            f"layer, got {values.shape} and {scales.shape} and layer {layer}"
         )
     if x_TD.shape[1] != weight.inputs:
         raise ValueError(f"activations {x_TD.shape} do not fit a weight of {weight.inputs} inputs")

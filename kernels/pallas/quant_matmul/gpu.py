@@ -13,13 +13,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Num
+from jaxtyping import Array, DTypeLike, Float, Int32, Num
 
 from kernels.pallas.quant_matmul import gpu_kernel, gpu_tuning
 from kernels.pallas.quant_matmul.gpu_kernel import BLOCK_INPUTS, ROWS
 from kernels.pallas.quant_matmul.gpu_tuning import Blocks
 from kernels.pallas.quant_matmul.schemes import GROUPS
-from kernels.pallas.quant_matmul.weight import QuantWeight
+from kernels.pallas.quant_matmul.weight import QuantWeight, stacked
 
 FLOAT_ROWS = ("bfloat16", "float16")
 SAME_ROWS = ("int8", "float8_e4m3fn")  # multiplied by weights of the same dtype
@@ -53,6 +53,7 @@ def matmul(
     weight: QuantWeight,
     row_scales_T: Float[Array, " T"] | None = None,
     *,
+    layer: Int32[Array, ""] | None = None,
     out_dtype: DTypeLike,
     blocks: Blocks | None = None,
     interpret=None,
@@ -63,6 +64,7 @@ def matmul(
       x_TD: rows as they are multiplied: bf16 or f16, or int8 or fp8 with scales.
       weight: the weight.
       row_scales_T: float32 factor of each row.
+      layer: which of a stack of weights, read where it lies; None for a single one.
       out_dtype: of the result.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `plgpu.kernel` takes; `compat.gpu_interpreter()` to run on a CPU.
@@ -74,5 +76,5 @@ def matmul(
     if row_scales_T is not None:  # read without the TMA, which alone knows where an array ends
         row_scales_T = jnp.pad(row_scales_T, (0, -T % blocks.tile_tokens))
     partial_dtype = jnp.float32 if blocks.splits > 1 else out_dtype
-    sums_STF = gpu_kernel.call(x_TD, weight, row_scales_T, partial_dtype, blocks, interpret)[:, :T]
+    sums_STF = gpu_kernel.call(x_TD, *stacked(weight, layer), row_scales_T, partial_dtype, blocks, interpret)[:, :T]
     return sums_STF[0] if blocks.splits == 1 else jnp.sum(sums_STF, axis=0).astype(out_dtype)

@@ -10,8 +10,8 @@ from kernels.pallas.quant_matmul import gpu, gpu_tuning
 why_not = gpu.why_not
 
 
-def matmul(x_TD, weight, row_scales_T=None, *, out_dtype):
+def matmul(x_TD, weight, row_scales_T=None, *, layer=None, out_dtype):
     """See `gpu.matmul`."""
     blocks = gpu_tuning.blocks(x_TD, weight, consumers=1)
     interpret = compat.gpu_interpreter()
-    return gpu.matmul(x_TD, weight, row_scales_T, out_dtype=out_dtype, blocks=blocks, interpret=interpret)
+    return gpu.matmul(x_TD, weight, row_scales_T, layer=layer, out_dtype=out_dtype, blocks=blocks, interpret=interpret)

@@ -119,11 +119,12 @@ def staged_tokens(tile_tokens: int) -> int:
     return min(tile_tokens, 64)
 
 
-def call(x_TD, weight: QuantWeight, row_scales_T, out_dtype, blocks, interpret):
+def call(x_TD, weight: QuantWeight, layer_1, row_scales_T, out_dtype, blocks, interpret):
     """Runs the kernel.
 
     Args:
-      x_TD, weight: as in `gpu.matmul`.
+      x_TD: as in `gpu.matmul`.
+      weight, layer_1: a stack of weights, and which of them.
       row_scales_T: float32, padded to whole tiles; or None.
       out_dtype: of the result.
       blocks: a `gpu_tuning.Blocks`.
@@ -160,7 +161,7 @@ def call(x_TD, weight: QuantWeight, row_scales_T, out_dtype, blocks, interpret):
         thread_name="warpgroup",
         kernel_name="quant_matmul",
         interpret=interpret,
-    )(x_TD, weight.values, weight.scales, *([row_scales_T] if static.scaled_rows else []))
+    )(x_TD, weight.values, weight.scales, layer_1, *([row_scales_T] if static.scaled_rows else []))
 
 
 def _tiled(shape: tuple[int, ...], dtype, static: Static | None = None) -> Any:
@@ -186,9 +187,11 @@ def _ring_scratch(x_dtype, weight: QuantWeight, static: Static) -> Ring:
     )
 
 
-def _kernel(x_ref, values_ref, scales_ref, *refs, static: Static):
+def _kernel(x_ref, values_ref, scales_ref, layer_ref, *refs, static: Static):
     """One thread block: its warpgroups walk the same blocks of inputs."""
     *rows, out_ref, converted_s, out_s, ring = refs
+    layer = layer_ref[0]
+    values_ref, scales_ref = values_ref.at[layer], scales_ref.at[layer]
     tile, warpgroup = _tile(static), lax.axis_index("warpgroup")
 
     @pl.when(warpgroup < static.consumers)

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, DTypeLike, Float, Num
+from jaxtyping import Array, DTypeLike, Float, Int32, Num
 
 from kernels.pallas.quant_matmul import tpu_tuning
 from kernels.pallas.quant_matmul.tpu_tuning import LANES, Blocks
-from kernels.pallas.quant_matmul.weight import QuantWeight, stored_bytes
+from kernels.pallas.quant_matmul.weight import QuantWeight, stacked, stored_bytes
 
 ROW_TYPES = ("bfloat16", "float32", "int8")
 GROUPS_UNROLLED = 4  # a group's products end before the matrix unit is warm: this lets it begin the next one's
@@ -61,6 +61,7 @@ def matmul(
     weight: QuantWeight,
     row_scales_T: Float[Array, " T"] | None = None,
     *,
+    layer: Int32[Array, ""] | None = None,
     out_dtype: DTypeLike,
     blocks: Blocks | None = None,
     interpret: Any = False,
@@ -71,6 +72,7 @@ def matmul(
       x_TD: rows as they are multiplied: float, or int8 with scales.
       weight: the weight.
       row_scales_T: float32 factor of each row.
+      layer: which of a stack of weights, read where it lies; None for a single one.
       out_dtype: of the result.
       blocks: sizes to use instead of the tuned ones.
       interpret: what `pallas_call` takes; `compat.tpu_interpreter()` to run on a CPU.
@@ -84,34 +86,40 @@ def matmul(
         return jnp.minimum(core * per_core + step, pl.cdiv(F, tile_F) - 1)
 
     static = Static(group=D // G, chunk=blocks.chunk, scaled_rows=row_scales_T is not None)
+    stack, index = stacked(weight, layer)
     once = {"pipeline_mode": pl.Buffered(buffer_count=1)} if tile_T >= T else {}  # the same rows in every step
     rows = [] if row_scales_T is None else [row_scales_T[:, None]]
     sums = jnp.int32 if x_TD.dtype == jnp.int8 and G == 1 else jnp.float32
     return pl.pallas_call(
         functools.partial(_kernel, static=static),
         out_shape=jax.ShapeDtypeStruct((T, F), out_dtype),
-        grid=(cores, pl.cdiv(T, tile_T), per_core),
-        in_specs=[
-            pl.BlockSpec((tile_T, D), lambda c, t, f: (t, 0), **once),
-            pl.BlockSpec((tile_F, D), lambda c, t, f: (at(c, f), 0)),
-            pl.BlockSpec((G, tile_F), lambda c, t, f: (0, at(c, f))),
-            *(pl.BlockSpec((tile_T, 1), lambda c, t, f: (t, 0), **once) for _ in rows),
-        ],
-        out_specs=pl.BlockSpec((tile_T, tile_F), lambda c, t, f: (t, at(c, f))),
-        scratch_shapes=[pltpu.VMEM((G, tile_F), jnp.float32), pltpu.VMEM((tile_T, tile_F), sums)],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(cores, pl.cdiv(T, tile_T), per_core),
+            in_specs=[
+                pl.BlockSpec((tile_T, D), lambda c, t, f, layer: (t, 0), **once),
+                pl.BlockSpec((None, tile_F, D), lambda c, t, f, layer: (layer[0], at(c, f), 0)),
+                pl.BlockSpec((None, G, tile_F), lambda c, t, f, layer: (layer[0], 0, at(c, f))),
+                *(pl.BlockSpec((tile_T, 1), lambda c, t, f, layer: (t, 0), **once) for _ in rows),
+            ],
+            out_specs=pl.BlockSpec((tile_T, tile_F), lambda c, t, f, layer: (t, at(c, f))),
+            scratch_shapes=[pltpu.VMEM((G, tile_F), jnp.float32), pltpu.VMEM((tile_T, tile_F), sums)],
+        ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
         cost_estimate=cost(x_TD, weight, row_scales_T, out_dtype),
         interpret=interpret,
         name="quant_matmul",
-    )(x_TD, weight.values, weight.scales, *rows)
+    )(index, x_TD, stack.values, stack.scales, *rows)
 
 
 def cost(x_TD, weight: QuantWeight, row_scales_T, out_dtype: DTypeLike) -> pl.CostEstimate:
     """What the product computes, and the bytes of its arguments and its result as they lie in memory."""
     (T, D), F = x_TD.shape, weight.outputs
-    arrays = [x_TD, weight.values, weight.scales, jax.ShapeDtypeStruct((T, F), out_dtype)]
+    arrays = [x_TD, jax.ShapeDtypeStruct((T, F), out_dtype)]
     arrays += [] if row_scales_T is None else [row_scales_T]
-    return pl.CostEstimate(flops=2 * T * D * F, bytes_accessed=sum(map(stored_bytes, arrays)), transcendentals=0)
+    weight_bytes = (stored_bytes(weight.values) + stored_bytes(weight.scales)) // (weight.layers or 1)
+    moved = weight_bytes + sum(map(stored_bytes, arrays))
+    return pl.CostEstimate(flops=2 * T * D * F, bytes_accessed=moved, transcendentals=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +143,7 @@ class Static:
 
 
 def _kernel(
+    layer,  # [1], for the copies of the weight
     x,  # [tile_tokens, D]
     values,  # [tile_outputs, D]
     scales,  # [G, tile_outputs]
@@ -142,6 +151,7 @@ def _kernel(
     static: Static,
 ):
     """One tile of the result."""
+    del layer
     *rows, out, scales_f32, sums = refs
     scales_f32[...] = scales[...].astype(jnp.float32)  # rows of packed bf16 cannot be read one at a time
     sums[...] = jnp.zeros_like(sums)

@@ -16,7 +16,7 @@ Next: `quantise` (from floats and back), `api` (products).
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int32, Num
 
 BITS = {"int4": 4, "int8": 8, "float8_e4m3fn": 8}
 
@@ -54,9 +54,21 @@ class QuantWeight:
         return self.inputs // self.groups
 
     @property
+    def layers(self) -> int | None:
+        """L of a stack of layers; None of a single matrix."""
+        return self.values.shape[0] if self.values.ndim == 3 else None
+
+    @property
     def kind(self) -> str:
         """Name of the values' dtype."""
         return jnp.dtype(self.values.dtype).name
+
+
+def stacked(weight: QuantWeight, layer: Int32[Array, ""] | int | None) -> tuple[QuantWeight, Int32[Array, " 1"]]:
+    """What a kernel is given: a stack of layers, and which of them it multiplies. A single matrix is a stack of one."""
+    if layer is None:
+        weight, layer = jax.tree.map(lambda array: array[None], weight), 0
+    return weight, jnp.asarray(layer, jnp.int32).reshape(1)
 
 
 def stored_bytes(array: jax.Array | jax.ShapeDtypeStruct) -> int:

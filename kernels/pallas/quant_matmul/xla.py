@@ -10,7 +10,7 @@ Groups are walked in a loop, whose float32 sums [T, F] are all it needs beside i
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float, Num
+from jaxtyping import Array, DTypeLike, Float, Int32, Num
 
 from kernels.pallas.einsum import einsum_f32
 from kernels.pallas.quant_matmul.weight import QuantWeight
@@ -26,6 +26,7 @@ def matmul(
     weight: QuantWeight,
     row_scales_T: Float[Array, " T"] | None = None,
     *,
+    layer: Int32[Array, ""] | None = None,
     out_dtype: DTypeLike,
 ) -> Float[Array, "T F"]:
     """The product in the contract's order.
@@ -34,8 +35,11 @@ def matmul(
       x_TD: rows as they are multiplied: float, or int8 or fp8 with scales.
       weight: the weight.
       row_scales_T: float32 factor of each row.
+      layer: which of a stack of weights; None for a single one.
       out_dtype: of the result.
     """
+    if layer is not None:
+        weight = jax.tree.map(lambda stack: lax.dynamic_index_in_dim(stack, layer, keepdims=False), weight)
     scales_GF = weight.scales.astype(jnp.float32)
     if weight.groups == 1:
         sums_TF = _product(x_TD, weight.values) * scales_GF[0]
