@@ -1,7 +1,8 @@
-"""What `run.py --compare_executors` adds to a real run: its programs timed before, its simulation laid beside it after.
+"""What `run.py --compare_executors` adds to a real run: its programs timed around it, its simulation laid beside it.
 
 The simulation is of the same trace, scheduler and pool, and its steps cost what the programs took when they were timed
-(`nanoserve.executors.probe`); requests stop where they really stopped. Files: `comparison.json`, `comparison.png`, and
+(`nanoserve.executors.probe`), before the run and after it, because a shared machine's speed drifts in between by more
+than a price is off. Requests stop where they really stopped. Files: `comparison.json`, `comparison.png`, and
 the simulated run's two tables.
 """
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from nanoserve.replay import Replay
     from nanoserve.roofline.counts import StepCounts
-    from nanoserve.roofline.program_pricing import ProgramPricer
+    from nanoserve.roofline.program_pricing import Measured, ProgramPricer
 
 
 class Alone:
@@ -44,7 +45,7 @@ class Compared(Alone):
 
     def __init__(self):
         """Knows no times yet."""
-        self._pricer: ProgramPricer | None = None
+        self._before: list[Measured] = []
 
     def check(self, replay: "Replay") -> None:
         """Refuses a run that is not executed.
@@ -60,28 +61,34 @@ class Compared(Alone):
 
     def before(self, replay: "Replay") -> None:
         """Times the programs of a run that is warmed up, showing progress."""
-        from nanoserve.executors import probe
-        from nanoserve.report.progress import Progress
-        from nanoserve.roofline.program_pricing import ProgramPricer, program_times
-
-        executor, page_tokens = replay.jax_executor, replay.experiment.engine.page_tokens
-        if executor is None:
-            raise ValueError("nothing to time: `check` refuses a run that is not executed")
-        measured = []
-        with Progress(probe.ROUNDS, "rounds of timing") as progress:
-            rounds = probe.measure(executor, page_tokens, replay.engine.scheduler.pool.num_pages)
-            for done, measured in enumerate(rounds, start=1):
-                progress.update(done, settings=len(measured))
-        self._pricer = ProgramPricer(program_times(measured))
+        self._before = _timed(replay)
 
     def after(self, replay: "Replay", folder: RunFolder) -> None:
-        """Simulates the run, prints both beside each other, and writes the files.
+        """Times them again, simulates the run, prints both beside each other, and writes the files.
 
         Raises:
           CapacityError: the folder cannot be written.
         """
-        if self._pricer is not None:
-            _compare(replay, self._pricer, folder)
+        from nanoserve.roofline.program_pricing import ProgramPricer, program_times
+
+        both = zip(self._before, _timed(replay), strict=True)
+        measured = [dataclasses.replace(a, seconds=(a.seconds + b.seconds) / 2) for a, b in both]
+        _compare(replay, ProgramPricer(program_times(measured)), folder)
+
+
+def _timed(replay: "Replay") -> "list[Measured]":
+    from nanoserve.executors import probe
+    from nanoserve.report.progress import Progress
+
+    executor, page_tokens = replay.jax_executor, replay.experiment.engine.page_tokens
+    if executor is None:
+        raise ValueError("nothing to time: `check` refuses a run that is not executed")
+    measured = []
+    with Progress(probe.ROUNDS, "rounds of timing") as progress:
+        rounds = probe.measure(executor, page_tokens, replay.engine.scheduler.pool.num_pages)
+        for done, measured in enumerate(rounds, start=1):
+            progress.update(done, settings=len(measured))
+    return measured
 
 
 def _compare(replay: "Replay", pricer: "ProgramPricer", folder: RunFolder) -> None:
@@ -100,7 +107,11 @@ def _compare(replay: "Replay", pricer: "ProgramPricer", folder: RunFolder) -> No
         plot, name = Path(scratch) / "comparison.png", replay.experiment.name
         tables.save_plot(str(plot), name, found, real.steps, priced_s, real.requests, simulated.requests)
         programs = [{**program._asdict(), **time._asdict()} for program, time in pricer.times.items()]
-        figures = {"calibrated_by": "timing the run's programs before it", "programs": programs, **found.as_dict()}
+        figures = {
+            "calibrated_by": "timing the run's programs before it and after it",
+            "programs": programs,
+            **found.as_dict(),
+        }
         folder.write_comparison(json.dumps(figures, indent=1), plot.read_bytes(), simulated.requests, simulated.steps)
 
 

@@ -1,8 +1,9 @@
 """Times the compiled programs of a JAX executor, a few calls each: what `roofline.program_pricing` prices with.
 
 Each program is called the way a run calls it, plan by plan, so that the host's work on either side is in its time.
-Programs that attend to KV are called with little of it and with much. Settings take turns: a slow moment of the machine
-falls on many of them once, and medians leave it out. The executor's pages are written over: nothing else may run.
+Programs that attend to KV are called with little of it and with much. Settings take turns, so that a slow moment of the
+machine falls on many of them once; it stays in the mean, because a run has such moments too. The executor's pages are
+written over: nothing else may run.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from nanoserve.executors.tokens import TokenBook
 from nanoserve.roofline.counts import StepCounts, causal_pairs
 from nanoserve.roofline.program_pricing import Measured, Program
 
-ROUNDS = 5
+ROUNDS = 3
 _FEW_STEPS = 2  # of a loop, beside the most: its call and its steps are told apart
 
 
@@ -51,7 +52,7 @@ def settings(executor: JaxExecutor, page_tokens: int) -> list[Setting]:
 
 
 def measure(executor: JaxExecutor, page_tokens: int, num_pages: int, rounds: int = ROUNDS) -> Iterator[list[Measured]]:
-    """Times every setting once a round; yields all medians so far after each round.
+    """Times every setting once a round; yields all means so far after each round.
 
     Args:
       executor: warmed up, with nothing in flight. page_tokens, num_pages: of its pool.
@@ -63,7 +64,7 @@ def measure(executor: JaxExecutor, page_tokens: int, num_pages: int, rounds: int
         for _ in range(rounds):
             for place, setting in enumerate(asked):
                 seconds[place].append(_seconds_of(executor, _plan(setting, page_tokens, num_pages)))
-            yield [_measured(setting, statistics.median(took)) for setting, took in zip(asked, seconds, strict=True)]
+            yield [_measured(setting, statistics.fmean(took)) for setting, took in zip(asked, seconds, strict=True)]
     finally:
         executor.book = book
 

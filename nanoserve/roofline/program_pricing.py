@@ -122,7 +122,7 @@ def program_times(measured: Sequence[Measured]) -> dict[Program, ProgramTime]:
     tokens takes those of its parts, and needs one call only. What comes out below zero, which is noise, is none.
 
     Args:
-      measured: calls of each program, one for each setting (a median, where a setting was timed several times).
+      measured: calls of each program, one for each setting (a mean, where a setting was timed several times).
     """
     by_program: dict[Program, list[Measured]] = {}
     for each in measured:
