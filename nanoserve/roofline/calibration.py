@@ -183,9 +183,7 @@ def _speed_of_light(chip: ChipSpec, file: ConstantsFile) -> Calibration:
             "collectives": "link bandwidth; over NVLink, with reduction in the switch",
             "runtime_bytes": reserve["source"],
         },
-        validation=Validation(
-            reason="a lower limit, not a prediction: measured serving has been seen 28-70% above it on an H100"
-        ),
+        validation=Validation(reason="a lower limit, not a prediction"),
     )
 
 

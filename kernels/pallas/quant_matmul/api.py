@@ -35,8 +35,8 @@ IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "pallas_gpu": gpu,
     "pallas_gpu_interpret": gpu_interpret,
 }
-KERNEL_OF = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # by JAX's name of a backend
-KERNEL_FOR = {"tpu": "pallas_tpu", "hopper": "pallas_gpu"}  # by what `compat.kernel_target` says
+KERNEL_OF_BACKEND = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # by JAX's name of a backend
+KERNEL_OF_TARGET = {"tpu": "pallas_tpu", "hopper": "pallas_gpu"}  # by what `compat.kernel_target` says
 
 
 class Choice(NamedTuple):
@@ -128,7 +128,7 @@ def resolve(implementation: str, x_TD: jax.Array | jax.ShapeDtypeStruct, weight:
       ConfigError: for a name that is none, or one that does not serve these arguments. It is never replaced.
     """
     if implementation == "auto":
-        kernel = KERNEL_OF.get(jax.default_backend(), "xla")
+        kernel = KERNEL_OF_BACKEND.get(jax.default_backend(), "xla")
         return "xla" if IMPLEMENTATIONS[kernel].why_not(x_TD, weight) else kernel
     if implementation not in IMPLEMENTATIONS:
         hint = nearest(implementation, ["auto", *IMPLEMENTATIONS])
@@ -154,9 +154,9 @@ def choose(implementation: str, target: str, products: Iterable[tuple[jax.ShapeD
         for product in products:
             resolve(implementation, *product)
         return Choice(implementation, "it was asked for")
-    if target not in KERNEL_FOR:
+    if target not in KERNEL_OF_TARGET:
         return Choice("xla", f"there is no kernel for {target or 'this device'}")
-    kernel = KERNEL_FOR[target]
+    kernel = KERNEL_OF_TARGET[target]
     reasons = [reason for product in products if (reason := IMPLEMENTATIONS[kernel].why_not(*product))]
     return Choice("xla", reasons[0]) if reasons else Choice(kernel, f"it is the kernel for {target}")
 
