@@ -1,9 +1,9 @@
-"""What `run.py --compare_executors` adds to a real run: its programs timed around it, its simulation laid beside it.
+"""What `run.py --compare_executors` adds to a real run: its programs timed beside it, its simulation laid beside it.
 
 The simulation is of the same trace, scheduler and pool, and its steps cost what the programs took when they were timed
-(`nanoserve.executors.probe`), before the run and after it, because a shared machine's speed drifts in between by more
-than a price is off. Requests stop where they really stopped. Files: `comparison.json`, `comparison.png`, and
-the simulated run's two tables.
+(`nanoserve.executors.probe`): each once before the run, and again after each plan that it runs, while the run's
+clock stands still. Requests stop where they really stopped. Files: `comparison.json`, `comparison.png`, and the simulated
+run's two tables.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanoserve.engine.pages import PagePool
 from nanoserve.engine.types import FinishReason, to_seconds
 from nanoserve.report.run_folder import RunFolder
 from nanoserve.specs.errors import ConfigError
@@ -22,9 +23,10 @@ from nanoserve.specs.errors import ConfigError
 if TYPE_CHECKING:
     import polars as pl
 
+    from nanoserve.executors.probe import Prober
     from nanoserve.replay import Replay
     from nanoserve.roofline.counts import StepCounts
-    from nanoserve.roofline.program_pricing import Measured, ProgramPricer
+    from nanoserve.roofline.program_pricing import ProgramPricer
 
 
 class Alone:
@@ -45,7 +47,7 @@ class Compared(Alone):
 
     def __init__(self):
         """Knows no times yet."""
-        self._before: list[Measured] = []
+        self._prober: Prober | None = None
 
     def check(self, replay: "Replay") -> None:
         """Refuses a run that is not executed.
@@ -60,35 +62,34 @@ class Compared(Alone):
             )
 
     def before(self, replay: "Replay") -> None:
-        """Times the programs of a run that is warmed up, showing progress."""
-        self._before = _timed(replay)
+        """Times every program of a run that is warmed up, showing progress, and sees to it that the run times them."""
+        from nanoserve.executors.probe import BesideRun, Prober
+        from nanoserve.report.progress import Progress
+
+        executor, engine = replay.jax_executor, replay.engine
+        pool = engine.scheduler.pool
+        if executor is None:
+            raise ValueError("nothing to time: `check` refuses a run that is not executed")
+        if not isinstance(pool, PagePool):
+            raise ConfigError("--compare_executors times programs on free pages. Choose Engine.allocator = 'paged'")
+        prober = self._prober = Prober(executor, replay.experiment.engine.page_tokens, lambda: pool.free_pages)
+        with Progress(prober.calls, "timing") as progress:
+            for done, program in enumerate(prober.all_once(), start=1):
+                progress.update(done, program=str(tuple(program)))
+
+        engine.executor = BesideRun(executor, prober, lambda: engine.clock)
 
     def after(self, replay: "Replay", folder: RunFolder) -> None:
-        """Times them again, simulates the run, prints both beside each other, and writes the files.
+        """Simulates the run, prints both beside each other, and writes the files.
 
         Raises:
           CapacityError: the folder cannot be written.
         """
         from nanoserve.roofline.program_pricing import ProgramPricer, program_times
 
-        both = zip(self._before, _timed(replay), strict=True)
-        measured = [dataclasses.replace(a, seconds=(a.seconds + b.seconds) / 2) for a, b in both]
-        _compare(replay, ProgramPricer(program_times(measured)), folder)
-
-
-def _timed(replay: "Replay") -> "list[Measured]":
-    from nanoserve.executors import probe
-    from nanoserve.report.progress import Progress
-
-    executor, page_tokens = replay.jax_executor, replay.experiment.engine.page_tokens
-    if executor is None:
-        raise ValueError("nothing to time: `check` refuses a run that is not executed")
-    measured = []
-    with Progress(probe.ROUNDS, "rounds of timing") as progress:
-        rounds = probe.measure(executor, page_tokens, replay.engine.scheduler.pool.num_pages)
-        for done, measured in enumerate(rounds, start=1):
-            progress.update(done, settings=len(measured))
-    return measured
+        if self._prober is None:
+            raise ValueError("nothing was timed: `before` comes first")
+        _compare(replay, ProgramPricer(program_times(self._prober.measured())), folder)
 
 
 def _compare(replay: "Replay", pricer: "ProgramPricer", folder: RunFolder) -> None:
@@ -108,7 +109,7 @@ def _compare(replay: "Replay", pricer: "ProgramPricer", folder: RunFolder) -> No
         tables.save_plot(str(plot), name, found, real.steps, priced_s, real.requests, simulated.requests)
         programs = [{**program._asdict(), **time._asdict()} for program, time in pricer.times.items()]
         figures = {
-            "calibrated_by": "timing the run's programs before it and after it",
+            "calibrated_by": "timing the run's programs, after each of its plans",
             "programs": programs,
             **found.as_dict(),
         }

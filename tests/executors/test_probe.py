@@ -1,20 +1,22 @@
 """Timing the programs of a real executor: every one of them, nothing compiled, and no trace left for the run."""
 
 import logging
+import time
+from collections.abc import Sequence
 
 import jax
 import pytest
 
-from nanoserve.engine.clock import VirtualClock
+from nanoserve.building import build_engine
+from nanoserve.engine.clock import VirtualClock, WallClock
 from nanoserve.engine.types import TICKS_PER_S, EngineConfig, FinishReason, to_ticks
 from nanoserve.executors import probe
 from nanoserve.executors.jax_build import ladders_for
 from nanoserve.executors.jax_executor import JaxExecutor
 from nanoserve.executors.program_executor import ProgramExecutor
-from nanoserve.replay import build_engine
 from nanoserve.roofline.program_pricing import Program, ProgramPricer, ProgramTime, program_times
 from nanoserve.trace.load import OpenLoop
-from tests.executors.factories import TINY, coarse_ladders, jax_executor, mixed_trace, virtual_engine
+from tests.executors.factories import TINY, coarse_ladders, jax_executor, mixed_trace, virtual_engine, wall_engine
 
 CONFIG = EngineConfig(
     max_seqs=3, max_step_tokens=16, page_tokens=4, free_page_watermark=0.0, max_horizon_steps=4, max_context_tokens=128
@@ -37,9 +39,16 @@ def executor() -> JaxExecutor:
     return warmed
 
 
+def timed(executor: JaxExecutor) -> probe.Prober:
+    prober = probe.Prober(executor, CONFIG.page_tokens, lambda: range(PAGES))
+    assert len(list(prober.all_once())) == prober.calls
+    return prober
+
+
 def test_every_program_is_timed_and_nothing_compiles(executor, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        *_, measured = probe.measure(executor, CONFIG.page_tokens, PAGES, rounds=2)
+        prober = timed(executor)
+    measured = prober.measured()
     assert not [record for record in caplog.records if "ompil" in record.getMessage()]
     times = program_times(measured)
     assert times.keys() == all_programs(executor)
@@ -50,10 +59,38 @@ def test_every_program_is_timed_and_nothing_compiles(executor, caplog):
 
 def test_a_run_after_it_gives_the_tokens_of_a_run_without_it(executor):
     fresh = jax_executor(TRACE, CONFIG, PAGES, ladders=coarse_ladders(TRACE, CONFIG), temperature=0.8)
-    list(probe.measure(executor, CONFIG.page_tokens, PAGES, rounds=1))
+    timed(executor)
     for runner in (executor, fresh):
         virtual_engine(TRACE, CONFIG, PAGES, runner).run()
     assert executor.book.outputs == fresh.book.outputs and len(fresh.book.outputs) == len(TRACE)
+
+
+def test_timing_beside_a_run_changes_none_of_its_tokens(executor):
+    alone = jax_executor(TRACE, CONFIG, PAGES, ladders=coarse_ladders(TRACE, CONFIG), temperature=0.8)
+    virtual_engine(TRACE, CONFIG, PAGES, alone).run()
+    timed_runner = jax_executor(TRACE, CONFIG, PAGES, ladders=coarse_ladders(TRACE, CONFIG), temperature=0.8)
+    list(timed_runner.warm_up())
+    engine, clock, asked = wall_engine(TRACE, CONFIG, PAGES, timed_runner), WallClock(), []
+
+    def free_pages() -> Sequence[int]:
+        asked.append(len(engine.scheduler.pool.free_pages))
+        return engine.scheduler.pool.free_pages
+
+    prober = probe.Prober(timed_runner, CONFIG.page_tokens, free_pages)
+    list(prober.all_once())
+    engine.clock, engine.executor = clock, probe.BesideRun(timed_runner, prober, lambda: clock)
+    engine.run()
+    assert timed_runner.book.outputs == alone.book.outputs and len(alone.book.outputs) == len(TRACE)
+    assert len(asked) >= prober.calls + engine.log.plan_count()
+    assert min(asked) < PAGES  # pages were in use meanwhile
+
+
+def test_a_stopped_clock_stands_still():
+    clock = WallClock()
+    with clock.stopped():
+        before = clock.now()
+        time.sleep(0.05)
+    assert clock.now() - before < to_ticks(0.04)
 
 
 def test_all_ladders_of_a_trace_are_covered():
