@@ -21,10 +21,10 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
 from experiments import command
+from nanoserve.report.markdown import table
 from nanoserve.specs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nanoserve.engine.engine import Engine
     from nanoserve.engine.types import Executor, Plan, StepResult
     from nanoserve.replay import Replay
     from nanoserve.report.metrics import Summary
@@ -251,7 +251,7 @@ def replay(trace: str, requests: int, time_scale: float, fields: Mapping[str, An
     )
     ready = prepare(experiment)
     if not limited:
-        ready.engine = _without_limits(ready)
+        ready = _without_limits(ready)
     ready.run()
     records = ready.records()
     summary = summarize(
@@ -266,23 +266,16 @@ def replay(trace: str, requests: int, time_scale: float, fields: Mapping[str, An
     return Outcome(summary, float(((total - used - largest) / total * duration_s).sum() / duration_s.sum()))
 
 
-def _without_limits(ready: "Replay") -> "Engine":
-    """An engine for the same load in which every request may fill the context, and stops where the trace says."""
+def _without_limits(ready: "Replay") -> "Replay":
+    """The same load with every request free to fill the context; it stops where the trace says."""
     import numpy as np
 
-    from nanoserve.replay import build_engine
+    from nanoserve.replay import simulated_twin
 
-    engine, trace, spec = ready.engine, ready.trace, ready.facts.model
+    trace, spec = ready.trace, ready.facts.model
     limits = np.maximum(trace.output_tokens, spec.max_context_tokens - trace.prompt_tokens)
-    return build_engine(
-        ready.experiment.engine,
-        spec,
-        dataclasses.replace(trace, output_tokens=limits),
-        engine.scheduler.pool.num_pages,
-        StoppingExecutor(engine.executor, trace.output_tokens.tolist()),
-        engine.clock,
-        engine.load,
-    )
+    stopping = StoppingExecutor(ready.engine.executor, trace.output_tokens.tolist())
+    return simulated_twin(ready, stopping, dataclasses.replace(trace, output_tokens=limits))
 
 
 class StoppingExecutor:
@@ -354,12 +347,6 @@ def _batching_part(replayed: Callable[[float, Mapping[str, Any]], Outcome]) -> s
 def name_of(fields: Mapping[str, Any]) -> str:
     """What a row turns, as in a config."""
     return ", ".join(f"`{name} = {value!r}`" for name, value in fields.items()) or "default"
-
-
-def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [names, ["---"] + ["---:"] * (len(names) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The report as Markdown: the same tables without the plots, to paste into an issue or to compare with `diff`."""
 
+from collections.abc import Sequence
+
 from nanoserve.report.content import (
     ReportData,
     Table,
@@ -44,6 +46,12 @@ def render_markdown(data: ReportData) -> str:
     lines = [data.how, objective_line(summary), f"{summary.issued:,} requests on {data.roof.chips} × {data.roof.chip}."]
     head = f"# {data.title}\n\n" + "\n\n".join(_cell(line) for line in lines if line) + f"\n\n{_table(tiles)}"
     return head + "".join(f"\n## {title}\n\n{body}" for title, body in sections)
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already; the first column is text, the others are aligned to the right."""
+    lines = [names, ["---"] + ["---:"] * (len(names) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _table(table: Table) -> str:
