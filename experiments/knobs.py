@@ -25,7 +25,6 @@ from nanoserve.report.markdown import table
 from nanoserve.specs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nanoserve.engine.types import Executor, Plan, StepResult
     from nanoserve.replay import Replay
     from nanoserve.report.metrics import Summary
 
@@ -268,40 +267,13 @@ def replay(trace: str, requests: int, time_scale: float, fields: Mapping[str, An
 
 def _without_limits(ready: "Replay") -> "Replay":
     """The same load with every request free to fill the context; it stops where the trace says."""
-    import numpy as np
-
+    from nanoserve.executors.stopping import StoppingExecutor
     from nanoserve.replay import simulated_twin
+    from nanoserve.trace.slices import with_stated_limit
 
     trace, spec = ready.trace, ready.facts.model
-    limits = np.maximum(trace.output_tokens, spec.max_context_tokens - trace.prompt_tokens)
-    stopping = StoppingExecutor(ready.engine.executor, trace.output_tokens.tolist())
-    return simulated_twin(ready, stopping, dataclasses.replace(trace, output_tokens=limits))
-
-
-class StoppingExecutor:
-    """An executor whose requests stop after so many tokens, as if by a stop token."""
-
-    def __init__(self, runner: "Executor", output_tokens: Sequence[int]):
-        """Takes who runs the plans, and each request's tokens."""
-        self._runner, self._output_tokens = runner, output_tokens
-        self.steps_before, self.release = runner.steps_before, runner.release
-
-    def submit(self, plan: "Plan") -> "StoppingExecutor.Stopped":
-        """Runs a plan and says who stopped in it."""
-        left = {row.index: self._output_tokens[row.index] - row.generated for row in plan.rows() if row.samples}
-        stopped = {index: tokens for index, tokens in left.items() if tokens <= plan.horizon}
-        result = self._runner.submit(plan).result()
-        return StoppingExecutor.Stopped(dataclasses.replace(result, stopped=stopped))
-
-    @dataclasses.dataclass(frozen=True)
-    class Stopped:
-        """A pending result that is there."""
-
-        value: "StepResult"
-
-        def result(self) -> "StepResult":
-            """The result."""
-            return self.value
+    stopping = StoppingExecutor(ready.engine.executor, dict(enumerate(trace.output_tokens.tolist())))
+    return simulated_twin(ready, stopping, with_stated_limit(trace, spec.max_context_tokens - trace.prompt_tokens))
 
 
 def highest_rate(replayed: Callable[[float, Mapping[str, Any]], Outcome], fields: Mapping[str, Any]) -> Outcome:

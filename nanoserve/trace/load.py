@@ -57,6 +57,13 @@ class OpenLoop:
     def finished(self, row: int, now_ticks: int) -> None:
         """Nothing to do: the schedule does not wait for anyone."""
 
+    def __getstate__(self) -> dict[str, int]:
+        """For a snapshot: how far it is; the times are the trace's."""
+        return {"_next": self._next}
+
+    def soonest_after(self, ticks: int) -> int | None:
+        """None: no request is sent because another returns."""
+
 
 class ClosedLoop:
     """A fixed number of clients, each with at most one request under way.
@@ -120,6 +127,10 @@ class ClosedLoop:
     def finished(self, row: int, now_ticks: int) -> None:
         """The client of this request is free and sends its next after the think time."""
         heapq.heappush(self._free_ticks, now_ticks + self._think_ticks)
+
+    def soonest_after(self, ticks: int) -> int | None:
+        """The soonest that a request could be sent because another returns at `ticks`; None if none is left."""
+        return None if self.exhausted else ticks + self._think_ticks
 
 
 def _check_positive(name: str, value: float) -> None:

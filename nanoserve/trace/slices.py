@@ -57,6 +57,12 @@ def scaled(trace: Trace, time_scale: float) -> Trace:
     )
 
 
+def with_stated_limit(trace: Trace, limit_tokens: int | np.ndarray) -> Trace:
+    """The same answers to clients who state a limit, one for all or one each; of a longer answer it is its length."""
+    answers = trace.output_tokens
+    return dataclasses.replace(trace, answer_tokens=answers, output_tokens=np.maximum(answers, limit_tokens))
+
+
 def _rows(trace: Trace, first: int, last: int) -> Trace:
     """Rows [first, last) of every column."""
     parts = {}

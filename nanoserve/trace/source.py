@@ -16,14 +16,14 @@ from nanoserve.trace.load import ClosedLoop, OpenLoop
 from nanoserve.trace.presets import PRESETS, Preset
 from nanoserve.trace.ranges import require, require_positive
 from nanoserve.trace.readers import read_trace
-from nanoserve.trace.slices import head, scaled, window
+from nanoserve.trace.slices import head, scaled, window, with_stated_limit
 from nanoserve.trace.synth import Sessions, SynthSpec, synthesize
 from nanoserve.trace.types import MAX_TOKENS, Trace
 
 LOOPS = ("open", "closed")
 ARRIVALS = ("poisson", "gamma", "onoff", "diurnal")
 _POSITIVE = ("time_scale", "requests", "burst_s", "period_s")
-_POSITIVE_OR_NONE = ("limit", "clients", "rate_rps", "cv", "prompt_median_tokens", "output_median_tokens")
+_POSITIVE_OR_NONE = ("limit", "stated_limit_tokens", "clients", "rate_rps", "cv", "prompt_median_tokens", "output_median_tokens")
 _NOT_NEGATIVE = ("start_s", "think_time_s", "session_think_s", "prompt_sigma", "output_sigma", "seed")
 _RANGES = {
     "amplitude": (0, 1),
@@ -61,6 +61,8 @@ class TraceSource:
       output_median_tokens, output_sigma, max_output_tokens: likewise.
       correlation: of prompt and output, -1 to 1; None keeps the preset's.
       mean_turns: above 1 makes sessions. session_think_s: mean time between their turns. max_context_tokens: their end.
+      stated_limit_tokens: the limit that clients state for an answer, longer answers excepted; the log's or the
+        generator's lengths are then where answers end by themselves. None: they are the limits.
       seed: of everything generated.
     """
 
@@ -94,6 +96,7 @@ class TraceSource:
     mean_turns: float = 1.0
     session_think_s: float = 30.0
     max_context_tokens: int = MAX_TOKENS
+    stated_limit_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -142,6 +145,8 @@ def open_trace(source: TraceSource, encode: Callable[[str], list[int]] | None = 
             trace = window(trace, source.start_s, math.inf if source.end_s is None else source.end_s)
     if source.limit is not None:
         trace = head(trace, source.limit)
+    if source.stated_limit_tokens is not None:
+        trace = with_stated_limit(trace, source.stated_limit_tokens)
     return scaled(trace, source.time_scale)
 
 

@@ -37,7 +37,8 @@ class Trace:
       name: what the trace is called in outputs.
       source: where it came from: a path and reader, or a generator with its seed.
       arrival_s: float64 [N], seconds from the start of the trace.
-      prompt_tokens, output_tokens: int64 [N], at least 1 each.
+      prompt_tokens, output_tokens: int64 [N], at least 1 each; the second is the limit that the client states.
+      answer_tokens: int64 [N], where an answer ends by itself, at most `output_tokens`; None: at the limit.
       session, turn, client, priority: int64 [N] or None. Sessions and clients are dense numbers from 0, turns from 0.
       prefix_hashes: ids of whole prompt blocks (equal id at equal depth = same prefix), or None.
       prefix_block_tokens: tokens per hashed block, or None.
@@ -50,6 +51,7 @@ class Trace:
     arrival_s: np.ndarray
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
+    answer_tokens: np.ndarray | None = None
     session: np.ndarray | None = None
     turn: np.ndarray | None = None
     client: np.ndarray | None = None

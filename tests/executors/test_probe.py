@@ -13,10 +13,21 @@ from nanoserve.engine.types import TICKS_PER_S, EngineConfig, FinishReason, to_t
 from nanoserve.executors import probe
 from nanoserve.executors.jax_build import ladders_for
 from nanoserve.executors.jax_executor import JaxExecutor
-from nanoserve.executors.program_executor import ProgramExecutor
+from nanoserve.executors.roofline_executor import RooflineExecutor
+from nanoserve.executors.stopping import StoppingExecutor
+from nanoserve.roofline.calibration import constants_for
 from nanoserve.roofline.program_pricing import Program, ProgramPricer, ProgramTime, program_times
 from nanoserve.trace.load import OpenLoop
-from tests.executors.factories import TINY, coarse_ladders, jax_executor, mixed_trace, virtual_engine, wall_engine
+from tests.executors.factories import (
+    F32,
+    ONE_H100,
+    TINY,
+    coarse_ladders,
+    jax_executor,
+    mixed_trace,
+    virtual_engine,
+    wall_engine,
+)
 
 CONFIG = EngineConfig(
     max_seqs=3, max_step_tokens=16, page_tokens=4, free_page_watermark=0.0, max_horizon_steps=4, max_context_tokens=128
@@ -103,7 +114,9 @@ def test_all_ladders_of_a_trace_are_covered():
 def test_a_simulation_ends_requests_where_they_are_said_to_stop():
     steady = dict.fromkeys([Program(3), Program(3, loops=True), Program(0, 16), Program(3, 16)], ProgramTime(0.0, 0.01))
     stops = {index: 1 + int(tokens) // 2 for index, tokens in enumerate(TRACE.output_tokens) if index % 2}
-    simulated = ProgramExecutor(ProgramPricer(steady, ticks_per_s=TICKS_PER_S), stops)
+    pricer = ProgramPricer(steady, ticks_per_s=TICKS_PER_S)
+    constants = constants_for(ONE_H100.chip, F32, "calibrated")
+    simulated = StoppingExecutor(RooflineExecutor(TINY, ONE_H100, F32, constants, pricer), stops)
     engine = build_engine(CONFIG, TINY, TRACE, PAGES, simulated, VirtualClock(), OpenLoop(TRACE, to_ticks))
     engine.run()
     columns = engine.log.request_columns()

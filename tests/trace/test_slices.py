@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nanoserve.specs.errors import ConfigError, TraceError
-from nanoserve.trace.slices import head, scaled, window
+from nanoserve.trace.slices import head, scaled, window, with_stated_limit
 from tests.trace.factories import full_trace, same, small_trace
 
 
@@ -66,3 +66,13 @@ def test_scaled_changes_times_only():
 def test_parts_that_cannot_be_are_refused(make):
     with pytest.raises(ConfigError, match=r"wanted|must be"):
         make(small_trace([0.0]))
+
+
+def test_a_stated_limit_leaves_answers_where_they_ended():
+    before = full_trace()
+    stated = with_stated_limit(before, 3)
+    assert stated.answer_tokens is not None and (stated.answer_tokens == before.output_tokens).all()
+    assert (stated.output_tokens == np.maximum(before.output_tokens, 3)).all()
+    assert (stated.output_tokens != before.output_tokens).any()
+    part = head(stated, 2).validated()
+    assert part.answer_tokens is not None and len(part.answer_tokens) == 2
