@@ -6,11 +6,11 @@ is when their callers hear of them. Under memory pressure the pages of held memb
 before continuous batching (Yu et al., Orca, OSDI 2022, section 2), and what it is compared with. Next: `scheduler`.
 """
 
-from nanoserve.engine.pages import PagePool
+from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.memory import KvMemory
 from nanoserve.engine.queue import Queue
-from nanoserve.engine.runs import RunPool
 from nanoserve.engine.sequence import Sequence
-from nanoserve.engine.types import EngineConfig, FinishReason, to_ticks
+from nanoserve.engine.types import FinishReason, to_ticks
 
 
 class StaticBatch:
@@ -52,14 +52,12 @@ class StaticBatch:
         """Forgets a held member, which leaves by itself."""
         del self._held[sequence.index]
 
-    def give_up_pages(self, pool: PagePool | RunPool) -> bool:
-        """Frees the pages of held members; False if there are none."""
-        given = False
-        for sequence, _ in self._held.values():
-            if sequence.pages:
-                pool.free(sequence.pages)
-                sequence.pages, given = [], True
-        return given
+    def give_up_pages(self, memory: KvMemory) -> bool:
+        """Gives back the pages of held members; False if there are none."""
+        holders = [sequence for sequence, _ in self._held.values() if sequence.pages]
+        for sequence in holders:
+            memory.give_back(sequence)
+        return bool(holders)
 
     def end(self) -> list[tuple[Sequence, FinishReason]]:
         """Ends the batch: all who were held, and why each was done."""

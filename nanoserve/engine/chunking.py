@@ -11,7 +11,7 @@ shrinks with those who do, grows back with the queue, and is never below a page.
 how many decoding sequences weigh as much as one prompt. Next: `scheduler`, which spends it.
 """
 
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 
 
 def most_chunk_tokens(config: EngineConfig) -> int:

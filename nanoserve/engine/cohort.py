@@ -8,13 +8,13 @@ fast and what tells a plan's horizon.
 
 Invariants: every live member has exactly one current entry in `_finish`, and entries of members that left are
 recognised by their stale `join` number and skipped; every live member is in one bucket of `_page_begins`; steps that
-pages were reserved for are taken before anyone joins. Next: `scheduler`.
+pages were reserved for are taken before anyone joins, or whoever joins gets its own (`reserve_for`). Next: `scheduler`.
 """
 
 import heapq
 from collections.abc import Iterator
 
-from nanoserve.engine.pages import PagePool
+from nanoserve.engine.pages import Pool
 from nanoserve.engine.sequence import Sequence
 
 _Entry = tuple[int, int, Sequence]  # (cohort step, join number, member)
@@ -95,7 +95,7 @@ class DecodeCohort:
             limit = min(limit, max(1, self._top(self._window_due)[0] - self.step))
         return limit
 
-    def reserve(self, pool: PagePool, steps: int) -> int:
+    def reserve(self, pool: Pool, steps: int) -> int:
         """Gives members the pages for up to `steps` steps, in the order they will need them, whole steps only.
 
         Returns:
@@ -113,6 +113,12 @@ class DecodeCohort:
             step += 1
         self._paged = step
         return steps if step >= end else step - self.step
+
+    def reserve_for(self, pool: Pool, late: Sequence) -> None:
+        """Gives a member that joined after pages were reserved those of the same steps; there must be as many."""
+        for step in range(self.step, self._paged):
+            if late.index in self._page_begins[step % self.page_tokens]:
+                late.pages.append(pool.alloc_one())
 
     def attended(self, steps: int) -> tuple[int, int]:
         """KV positions attended over the next `steps` steps by all members: in full, and within the window.

@@ -6,18 +6,20 @@ million requests fit into memory and the garbage collector has nothing to walk. 
 `records`. Next: `nanoserve.report`, which reads them.
 """
 
+import copy
 import dataclasses
 import json
 import math
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 import numpy as np
 
 from nanoserve.engine.records import REQUEST_COLUMNS, STEP_COLUMNS
-from nanoserve.engine.types import TICKS_PER_S, FinishReason, Kind, Plan, Request, StepResult
+from nanoserve.engine.spool import MemorySpool, Spool
+from nanoserve.engine.types import TICKS_PER_S, FinishReason, Kind, Move, MoveKind, Plan, Request, StepResult
 from nanoserve.roofline.counts import StepCounts
 
 COUNT_FIELDS = tuple(field.name for field in dataclasses.fields(StepCounts))
@@ -32,6 +34,7 @@ _PLAN = {
     **dict.fromkeys(("running", "stalled_seqs", "waiting", "pages_used", "largest_free_run"), "i"),
     "kv_tokens_held": "q",
     "preemptions": "i",
+    "accepted_tokens": "i",
 }
 _PLAN_ROW = np.dtype([(name, {"q": "<i8", "d": "<f8", "i": "<i4", "b": "i1"}[code]) for name, code in _PLAN.items()])
 _pack_plan = struct.Struct("<" + "".join(_PLAN.values())).pack
@@ -40,7 +43,11 @@ _counts_of = attrgetter(*COUNT_FIELDS)
 _KINDS = tuple(Kind)
 _KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _EVENT = struct.Struct("<qbi")  # nanoseconds, event, request
-_EVENTS = ("sent", "admitted", "readmitted", "first_token", "preempted", *(reason.value for reason in FinishReason))
+_MOVED = {MoveKind.OUT: "swapped_out", MoveKind.IN: "swapped_in", MoveKind.RECEIVE: "received"}
+_EVENTS = (
+    *("sent", "admitted", "readmitted", "first_token", "preempted", *(reason.value for reason in FinishReason)),
+    *("handed_over", *_MOVED.values()),
+)
 _EVENT_CODES = {event: code for code, event in enumerate(_EVENTS)}
 _REASONS = ("", *(reason.value for reason in FinishReason))  # "" while a request has not left
 _REASON_CODES = {reason: code for code, reason in enumerate(_REASONS)}
@@ -49,7 +56,9 @@ _TIMES = {
     **dict.fromkeys(("arrival_s", "sent_s", "admitted_s", "first_token_s", "finish_s"), math.nan),
     "max_stall_s": 0,
 }
-_NUMBERS = ("client", "prompt_tokens", "output_tokens", "max_output_tokens", "preemptions")
+_NUMBERS = ("client", "prompt_tokens", "output_tokens", "max_output_tokens", "preemptions", "cached_tokens")
+# What is 0 in nearly every plan, or in all of them where a knob is off, is kept as (plan, number).
+_SPARSE = ("prefix_lookup_tokens", "prefix_hit_tokens", *(f"{event}_tokens" for event in _MOVED.values()))
 _CUT_SHORT = "still running when the run was cut short"
 _NS_PER_S = 1_000_000_000
 _NO_PADDING = -1
@@ -62,17 +71,25 @@ request could be given, KV positions held."""
 class RunLog:
     """Records of one run over `num_requests` trace rows."""
 
-    def __init__(self, num_requests: int):
-        """Makes an empty log."""
+    def __init__(self, num_requests: int, spool: Callable[[], Spool] = MemorySpool):
+        """Makes an empty log; `spool` makes what its plans and events go to."""
         self._times = {name: array("d", [start]) * num_requests for name, start in _TIMES.items()}  # in ticks
         self._numbers = {name: array("q", [0]) * num_requests for name in _NUMBERS}
         self._reasons = bytearray(num_requests)
         self._details: dict[int, str] = {}  # by request
         self._left = 0
-        self._events = bytearray()  # rows of _EVENT
+        self._events = spool()  # rows of _EVENT
         self._event_details: dict[int, str] = {}  # by row
-        self._plans = bytearray()  # rows of _PLAN_ROW
+        self._plans = spool()  # rows of _PLAN_ROW
+        self._sparse = _nothing_counted()
         self._preempted_in_plan = 0
+
+    def of_replica(self) -> "RunLog":
+        """The log of another engine of the same run: plans of its own; requests and events are those of all."""
+        log = copy.copy(self)
+        log._left = log._preempted_in_plan = 0
+        log._plans, log._sparse = type(self._plans)(), _nothing_counted()
+        return log
 
     # ---- requests ----
 
@@ -95,15 +112,26 @@ class RunLog:
         else:
             self._event(ticks, "readmitted", index)
 
+    def looked_up(self, index: int, tokens: int, cached_tokens: int) -> None:
+        """A request is about to be admitted: so many tokens were asked of the prefix cache, so many it had."""
+        self.count("prefix_lookup_tokens", tokens)
+        self.count("prefix_hit_tokens", cached_tokens)
+        if math.isnan(self._times["admitted_s"][index]):
+            self._numbers["cached_tokens"][index] = cached_tokens
+
     def first_token(self, index: int, ticks: int) -> None:
         """A request's first output token exists."""
         self._times["first_token_s"][index] = ticks
         self._event(ticks, "first_token", index)
 
     def preempted(self, index: int, ticks: int) -> None:
-        """A request lost its slot and pages and waits to be recomputed."""
+        """A request lost its slot and pages and waits to come back."""
         self._preempted_in_plan += 1
         self._event(ticks, "preempted", index)
+
+    def handed_over(self, index: int, ticks: int) -> None:
+        """A request has its first token and goes on in another engine."""
+        self._event(ticks, "handed_over", index)
 
     def finished(
         self,
@@ -148,13 +176,22 @@ class RunLog:
             result.duration_ticks,
             result.first_step_ticks,
             result.host_ticks,
-            *_counts_of(plan.counts),
+            *_counts_of(plan.counts if result.ran is None else result.ran),
             _NO_PADDING if tokens is None else tokens,
             _NO_PADDING if kv_tokens is None else kv_tokens,
             *occupancy,
             self._preempted_in_plan,
+            0 if result.gained is None else result.accepted_tokens,
         )
         self._preempted_in_plan = 0
+        if plan.moves:
+            self._moved(plan.moves, start_ticks)
+
+    def count(self, column: str, number: int) -> None:
+        """Adds to a column of the plan that is being made: one that is 0 in nearly every plan."""
+        plans, numbers = self._sparse[column]
+        plans.append(self.plan_count())
+        numbers.append(number)
 
     def plan_count(self) -> int:
         """Plans logged so far."""
@@ -164,18 +201,20 @@ class RunLog:
 
     def step_columns(self, num_pages: int) -> dict[str, np.ndarray]:
         """`records.STEP_COLUMNS` as arrays, one entry a plan."""
-        rows = np.frombuffer(self._plans, dtype=_PLAN_ROW)
+        rows = np.frombuffer(self._plans.whole(), dtype=_PLAN_ROW)
         columns = {
             name: rows[name] / TICKS_PER_S if code == "d" else rows[name].astype(np.int64)
             for name, code in _PLAN.items()
         }
         columns["kind"] = np.array(_KINDS, dtype="U8")[rows["kind"]]
-        new_tokens = columns["steps"] * columns["decode_seqs"] + columns["prefill_tokens"]
+        new_tokens = columns["steps"] * columns["decode_seqs"] + columns["drafted_tokens"] + columns["prefill_tokens"]
         kv_tokens = columns["decode_kv_tokens"] + columns["prefill_kv_tokens"]
         for name, useful in (("executed_tokens", new_tokens), ("executed_kv_tokens", kv_tokens)):
             columns[name] = np.where(columns[name] == _NO_PADDING, useful, columns[name])
-        columns["kv_tokens_held"] += new_tokens
+        columns["kv_tokens_held"] += new_tokens - columns["drafted_tokens"] + columns["accepted_tokens"]
         columns["pages_total"] = np.full(len(rows), num_pages, dtype=np.int64)
+        for name, (plans, numbers) in self._sparse.items():
+            columns[name] = np.bincount(plans, numbers, minlength=len(rows))[: len(rows)].astype(np.int64)
         return {name: columns[name] for name in STEP_COLUMNS}
 
     def request_columns(self) -> dict[str, list]:
@@ -197,15 +236,28 @@ class RunLog:
 
     def event_lines(self) -> Iterator[str]:
         """`events.jsonl`: one JSON object a line, times as seconds with nanoseconds, exact from integers."""
-        events = _EVENT.iter_unpack(bytes(self._events))
+        events = _EVENT.iter_unpack(bytes(self._events.whole()))
         for row, (nanoseconds, code, index) in enumerate(events):
             seconds = f"{nanoseconds // _NS_PER_S}.{nanoseconds % _NS_PER_S:09d}"
             detail = self._event_details.get(row)
             extra = f',"detail":{json.dumps(detail)}' if detail else ""
             yield f'{{"t_s":{seconds},"event":"{_EVENTS[code]}","request":{index}{extra}}}\n'
 
+    def _moved(self, moves: Sequence[Move], ticks: int) -> None:
+        """KV went to the host or came here, at the beginning of the plan that was logged last."""
+        for move in moves:
+            event = _MOVED[move.kind]
+            plans, numbers = self._sparse[f"{event}_tokens"]
+            plans.append(self.plan_count() - 1)
+            numbers.append(move.tokens)
+            self._event(ticks, event, move.index)
+
     def _event(self, ticks: int, event: str, index: int) -> None:
         self._events += _EVENT.pack(ticks * _NS_PER_S // TICKS_PER_S, _EVENT_CODES[event], index)
 
     def _sent_rows(self) -> np.ndarray:
         return np.flatnonzero(~np.isnan(np.asarray(self._times["sent_s"])))
+
+
+def _nothing_counted() -> dict[str, tuple[array, array]]:
+    return {name: (array("q"), array("q")) for name in _SPARSE}

@@ -6,10 +6,28 @@ silently later. Next: `cohort`, which asks for pages as sequences grow.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 
 class PageAccountingError(RuntimeError):
     """A bug in the engine: a page was freed twice, shared while free, or taken from an empty pool."""
+
+
+class Pool(Protocol):
+    """What gives pages one by one: a `PagePool`, or one that remembers what pages hold (`prefix`)."""
+
+    @property
+    def free_count(self) -> int:
+        """Pages nobody holds."""
+        ...
+
+    def alloc(self, count: int) -> list[int]:
+        """Takes so many pages."""
+        ...
+
+    def alloc_one(self) -> int:
+        """Takes a page."""
+        ...
 
 
 class PagePool:
@@ -35,6 +53,11 @@ class PagePool:
     def used_count(self) -> int:
         """Pages with at least one holder."""
         return self.num_pages - len(self._free)
+
+    @property
+    def free_pages(self) -> Sequence[int]:
+        """Pages that hold nothing, the next to be handed out last."""
+        return self._free
 
     @property
     def largest_free_run(self) -> int:

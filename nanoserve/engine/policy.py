@@ -21,7 +21,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nanoserve.engine.types import EngineConfig, to_ticks
+from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.types import to_ticks
 from nanoserve.specs.errors import ConfigError, nearest
 
 

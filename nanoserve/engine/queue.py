@@ -74,14 +74,14 @@ class SortedQueue:
         self._views_of = views_of
         self._heap: list[tuple[Any, tuple[int, int], int, Sequence]] = []
         self._current: dict[int, int] = {}  # request -> number of its entry; other entries are stale
-        self._numbers = itertools.count()
+        self._entries = 0  # so far
 
     def put(self, sequence: Sequence, now_ticks: int) -> None:
         """Adds one in O(log n)."""
         (view,) = self._views_of((sequence,), now_ticks)
-        number = next(self._numbers)
-        self._current[sequence.index] = number
-        heapq.heappush(self._heap, (self._key(view, now_ticks), _age(sequence), number, sequence))
+        self._entries += 1
+        self._current[sequence.index] = self._entries
+        heapq.heappush(self._heap, (self._key(view, now_ticks), _age(sequence), self._entries, sequence))
 
     def head(self, now_ticks: int) -> Sequence:
         """The one with the smallest key."""

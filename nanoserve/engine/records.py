@@ -12,7 +12,7 @@ STEP_COLUMNS: dict[str, str] = {
     "duration_s": "all its steps: measured or priced",
     "first_step_s": "its first step; the others grow linearly from it",
     "host_gap_s": "part of the duration in which the device waited for the host",
-    # the eleven fields of roofline.counts.StepCounts
+    # the fourteen fields of roofline.counts.StepCounts
     "steps": "device steps in the plan",
     "decode_seqs": "decode rows in each step",
     "decode_kv_tokens": "KV positions attended by decode rows, all steps",
@@ -24,6 +24,10 @@ STEP_COLUMNS: dict[str, str] = {
     "prefill_kv_tokens": "KV positions read by the chunks",
     "prefill_window_kv_tokens": "the same within the sliding window",
     "sampled": "tokens sampled, all steps",
+    "drafted_tokens": "drafted tokens that decode rows verified besides their own",
+    "drafted_pairs": "query-key pairs of decode rows beyond decode_kv_tokens",
+    "drafted_window_pairs": "the same within the sliding window",
+    "accepted_tokens": "drafted tokens that were kept",
     "executed_tokens": "tokens through the layers, padding included, all steps",
     "executed_kv_tokens": "KV positions gathered by attention, padding included",
     "running": "sequences admitted and unfinished",
@@ -36,6 +40,11 @@ STEP_COLUMNS: dict[str, str] = {
     "kv_tokens_held": "KV positions written in those pages at that moment; the rest of the pages is internal "
     "fragmentation",
     "preemptions": "sequences preempted while planning it",
+    "prefix_lookup_tokens": "tokens to prefill of the sequences admitted by it, where there is a prefix cache",
+    "prefix_hit_tokens": "those of them whose KV the prefix cache had",
+    "swapped_out_tokens": "KV positions moved to the host before its first step",
+    "swapped_in_tokens": "KV positions moved back from the host",
+    "received_tokens": "KV positions taken over from another engine",
 }
 
 COST_COLUMNS: dict[str, str] = {
@@ -74,5 +83,20 @@ REQUEST_COLUMNS: dict[str, str] = {
     "finish_reason": "length, stop, aborted, refused, timed_out",
     "detail": "why it was refused, timed out or aborted; empty otherwise",
     "preemptions": "times it was preempted",
+    "cached_tokens": "prompt tokens that the prefix cache had when it was first admitted",
     "max_stall_s": "longest gap between two of its output tokens across a preemption; 0 if never preempted",
+}
+
+FLEET_COLUMNS: dict[str, str] = {
+    "replica": "the engine that ran the plan, from 0; prefill replicas come first",
+    "pool": "prefill or decode; empty where one pool does both",
+    "chips": "of that engine",
+}
+"""What the table of steps has besides where several engines ran; `step` then counts within each of them."""
+
+FLEET_REQUEST_COLUMNS: dict[str, str] = {
+    "replica": "the engine that it was routed to",
+    "decode_replica": "the engine that its KV was sent to, null if none: only where prefill and decode are apart",
+    "handed_over_s": "first token, when its KV was ready to leave: only there",
+    "arrived_s": "when its KV was there: only there",
 }

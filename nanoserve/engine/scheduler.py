@@ -3,38 +3,55 @@
 By default batching is continuous and mixed. One step holds every decoding sequence (one token each) and, under the
 token budget, prompt chunks of sequences that are still prefilling, oldest first; then the head of the queue is admitted
 while slots, pages and budget last. When a decoding sequence cannot get its next page, the youngest sequence is
-preempted: it loses its pages and goes back to the queue to be recomputed. Who is next, who gives way and who may come
-in are functions of `policy`; `EngineConfig.batching` keeps chunks and decoding apart (`prefill_first`), or gathers
-batches as well (`static`, see `batching`). There is no clock and no randomness in here: `now_ticks` is an argument.
+preempted: it loses its pages and goes back to the queue, to be recomputed or swapped back. Who is next, who gives way
+and who may come in are functions of `policy`; `EngineConfig.batching` keeps chunks and decoding apart
+(`prefill_first`), or gathers batches as well (`static`, see `batching`). What pages hold, and whether they are found
+again, is the business of `memory`. There is no clock and no randomness in here: `now_ticks` is an argument.
 
-Invariants, checked by the state machine in `tests/engine`: slots and pages are never shared or lost; the queue is
-served in the order of its policy, and nobody is passed by who is next; at most one sequence has a part of its prompt;
-every plan advances at least one token. A request that could never fit alone is refused, so whatever the policies
-choose, the last sequence they leave can go on, and the engine cannot deadlock.
+Invariants, checked by the state machine in `tests/engine`: no slot is shared or lost, no page is lost, and nobody
+writes to a page that others hold; the queue is served in the order of its policy, and nobody is passed by who is next;
+at most one running sequence has a part of its prompt; every plan advances at least one token. A request that could
+never fit alone is refused, so whatever the policies choose, the last sequence they leave can go on, and the engine
+cannot deadlock.
 
-Next: `engine`, which drives this object; `cohort`, which makes a decode step cost O(changes).
+Next: `engine`, which drives this object; `composing`, what a plan is made of; `cohort`, which makes a decode step cost
+O(changes); `memory`, where KV is.
 """
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Mapping
 
 from nanoserve.engine import policy
 from nanoserve.engine.batching import StaticBatch
 from nanoserve.engine.chunking import adaptive_chunk_tokens, most_chunk_tokens
-from nanoserve.engine.cohort import DecodeCohort
+from nanoserve.engine.composing import Composition
+from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.deadlines import Deadlines
 from nanoserve.engine.log import Occupancy, RunLog
-from nanoserve.engine.pages import PagePool
+from nanoserve.engine.memory import NOTHING_KNOWN, KvFacts, KvMemory
 from nanoserve.engine.queue import queue_for
-from nanoserve.engine.runs import RunPool
-from nanoserve.engine.sequence import Sequence, pages_for
-from nanoserve.engine.types import EngineConfig, FinishReason, Kind, Plan, Request, Row, StepResult, to_ticks
+from nanoserve.engine.refusing import refusal
+from nanoserve.engine.sequence import Sequence
+from nanoserve.engine.speculating import SpeculatingCohort, cohort_for
+from nanoserve.engine.types import Arrived, FinishReason, MoveKind, Plan, Request, StepResult
 from nanoserve.engine.views import Views
-from nanoserve.roofline.counts import StepCounts, causal_pairs, window_kv_tokens, window_pairs
+from nanoserve.roofline.counts import StepCounts
 from nanoserve.specs.errors import ConfigError
 
+CHANGEABLE = (
+    "policy",
+    "victim",
+    "admission",
+    "prefill_chunk_tokens",
+    "chunking",
+    "decodes_per_prompt",
+    "free_page_watermark",
+    "queue_limit",
+    "deadline_s",
+)
+"""Fields of `EngineConfig` that may change while requests are in the engine (`Scheduler.change`)."""
+
 StepsBefore = Callable[[StepCounts], int]
-_Chunk = tuple[Sequence, int, int]  # (sequence, past tokens, new tokens)
 
 
 class Scheduler:
@@ -48,6 +65,8 @@ class Scheduler:
         max_context_tokens: int,
         log: RunLog,
         window_tokens: int | None = None,
+        facts: KvFacts = NOTHING_KNOWN,
+        hands_over: bool = False,
     ):
         """Makes an empty scheduler.
 
@@ -58,58 +77,84 @@ class Scheduler:
           max_context_tokens: most prompt plus output tokens of one request.
           log: where decisions about requests are written.
           window_tokens: the model's sliding window, for counting attended positions.
+          facts: what the config's memory needs to be told.
+          hands_over: requests that want more than one token leave for another engine after it (`handed`).
 
         Raises:
-          ConfigError: a policy that does not exist.
+          ConfigError: a policy that does not exist, or a fact that is missing.
         """
-        self.config = config
         self.max_context_tokens = max_context_tokens
         self.window_tokens = window_tokens
-        self._paged = (
-            PagePool(num_pages) if config.allocator == "paged" else None
-        )  # where sequences get page after page
-        self.pool: PagePool | RunPool = self._paged or RunPool(num_pages)
-        self.cohort = DecodeCohort(config.page_tokens, window_tokens)
+        self.memory = KvMemory(config, num_pages, facts)
+        self.pool, self._paged = self.memory.pool, self.memory.paged
+        self.cohort = cohort_for(config, window_tokens)
+        self._speculating = self.cohort if isinstance(self.cohort, SpeculatingCohort) else None
+        self._row_tokens = config.row_tokens
         self.prefilling: list[Sequence] = []
         self.sequences: dict[int, Sequence] = {}  # every request in the engine
+        self.handed: dict[int, Sequence] = {}  # requests that left for another engine, which has not fetched their KV
         self.steps_planned = 0
+        self._adopt(config)
+        self._mixes = config.batching == "mixed"
+        self._batch = StaticBatch(config) if config.batching == "static" else None
+        self._log = log
+        self._free_slots = list(range(config.max_seqs - 1, -1, -1))
+        self._deadlines = Deadlines(config, self.sequences)
+        self._hands_over = hands_over
+        self._step = Composition(self.cohort, window_tokens)
+        self._back: list[Sequence] = []  # decoding again after their KV came back, without a token since
+
+    def _adopt(self, config: EngineConfig) -> None:
+        """Takes over policies and chunks, with a queue in which nobody waits and accounts in which nobody stands."""
+        self.config = config
         order = policy.order(config.policy)
         self._steady = order.steady
         self._views = Views(config, self.cohort, self.sequences, steady=order.steady)
         self.waiting = queue_for(order, self._views)
         self._choose_victim = policy.victim(config.victim)
         self._admits = policy.admission(config.admission)
-        self._mixes = config.batching == "mixed"
         self._chunk_tokens = most_chunk_tokens(config)
         self._adapts = config.chunking == "adaptive"
-        self._batch = StaticBatch(config) if config.batching == "static" else None
-        self._log = log
-        self._free_slots = list(range(config.max_seqs - 1, -1, -1))
-        self._watermark_pages = int(config.free_page_watermark * num_pages)
-        self._deadlines: deque[tuple[int, Sequence]] = deque()
-        self._timeout_ticks = None if config.timeout_s is None else to_ticks(config.timeout_s)
-        self._chunks: list[_Chunk] = []
-        self._decodes = True  # the cohort takes part in the current plan
+
+    def change(self, config: EngineConfig, now_ticks: int) -> None:
+        """Goes on, between two plans, under another config that differs in fields of `CHANGEABLE` only.
+
+        Whoever waits is queued anew; what clients were served before does not count.
+        """
+        waiting = list(self.waiting)
+        self._adopt(config)
+        self.memory.keep_free(config.free_page_watermark)
+        for sequence in waiting:
+            self.waiting.put(sequence, now_ticks)
 
     # ---- requests in and out ----
 
-    def add(self, request: Request, now_ticks: int) -> bool:
+    def add(self, request: Request, now_ticks: int, arrived: Arrived | None = None) -> bool:
         """Queues a request, or refuses one that could never run or finds the queue full.
+
+        Args:
+          request: what is asked for. now_ticks: when the engine heard of it.
+          arrived: what another engine made of it before; the log has heard of it there.
 
         Returns:
           Whether it was queued.
         """
-        self._log.sent(request, now_ticks)
-        if reason := self._refusal(request):
-            self._log.finished(request.index, now_ticks, FinishReason.REFUSED, 0, reason)
+        if arrived is None:
+            self._log.sent(request, now_ticks)
+        limits = {"max_context_tokens": self.max_context_tokens, "waiting": len(self.waiting)}
+        if reason := refusal(request, self.config, self.memory, **limits):
+            tokens = 0 if arrived is None else arrived.generated
+            self._log.finished(request.index, now_ticks, FinishReason.REFUSED, tokens, reason)
             return False
         sequence = Sequence(request, prefill_target=request.prompt_tokens)
+        if arrived is not None:
+            sequence.kv_tokens, sequence.generated = arrived.kv_tokens, arrived.generated
+            sequence.returns = MoveKind.RECEIVE
         self.sequences[request.index] = sequence
         self.waiting.put(sequence, now_ticks)
         if not self._steady:
             self._views.queued(sequence)
-        if self._timeout_ticks is not None:
-            self._deadlines.append((request.arrival_ticks + self._timeout_ticks, sequence))
+        self._deadlines.add(sequence)
         return True
 
     def abort(self, index: int, now_ticks: int, detail: str, reason: FinishReason = FinishReason.ABORTED) -> None:
@@ -132,24 +177,24 @@ class Scheduler:
           Indices of the requests that left.
         """
         expired = []
-        while self._deadlines and self._deadlines[0][0] <= now_ticks:
-            _, sequence = self._deadlines.popleft()
-            if self.sequences.get(sequence.index) is sequence:
-                self.abort(sequence.index, now_ticks, f"older than {self.config.timeout_s} s", FinishReason.TIMED_OUT)
-                expired.append(sequence.index)
+        for sequence in self._deadlines.passed(now_ticks):
+            self.abort(sequence.index, now_ticks, f"older than {self.config.timeout_s} s", FinishReason.TIMED_OUT)
+            expired.append(sequence.index)
         return expired if self._batch is None else expired + self._end_batch(self._batch, now_ticks)
 
     def next_deadline_ticks(self) -> int | None:
         """When the next request that is still here times out."""
-        while self._deadlines and self.sequences.get(self._deadlines[0][1].index) is not self._deadlines[0][1]:
-            self._deadlines.popleft()
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._deadlines.next_ticks()
 
     def next_batch_ticks(self) -> int | None:
         """When a static batch opens that is not full; None if none is being gathered."""
         if self._batch is None or self.running_count or not self.waiting:
             return None
         return self._batch.due_ticks(self.waiting)
+
+    def fetched(self, index: int) -> None:
+        """Frees the pages of a request that was handed over: another engine has its KV, or nobody wants it."""
+        self.memory.give_back(self.handed.pop(index))
 
     @property
     def running_count(self) -> int:
@@ -163,12 +208,16 @@ class Scheduler:
         running, kv_tokens = members + len(self.prefilling), self.cohort.kv_tokens
         for sequence in self.prefilling:
             kv_tokens += sequence.kv_tokens
+        if self.memory.caches:
+            kv_tokens -= self.memory.repeated_tokens
+        if self.handed:
+            kv_tokens += sum(sequence.kv_tokens for sequence in self.handed.values())
         if self._batch is not None:
             running += len(self._batch)
             kv_tokens += self._batch.kv_tokens
         free = pool.free_count
         run = free if self._paged is not None else pool.largest_free_run
-        return running, 0 if self._decodes else members, len(self.waiting), pool.num_pages - free, run, kv_tokens
+        return running, 0 if self._step.decodes else members, len(self.waiting), pool.num_pages - free, run, kv_tokens
 
     # ---- one decision ----
 
@@ -180,11 +229,13 @@ class Scheduler:
           steps_before: given the counts of one decode step, how many such steps start before the next event outside.
 
         Returns:
-          The plan, or None when no request is in the engine, or a static batch is being gathered.
+          The plan, or None when no request is in the engine, a static batch is being gathered, or only what another
+          engine has yet to fetch is in the way.
         """
         if not self.sequences:
             return None
-        self._chunks = []
+        step = self._step
+        step.chunks = []
         if self._mixes:
             if self.cohort.members and self._paged is not None and not self.cohort.reserve(self._paged, 1):
                 self._make_room(now_ticks)
@@ -192,12 +243,14 @@ class Scheduler:
                 self._plan_chunks(now_ticks)
         elif not self._plan_apart(now_ticks):
             return None
-        if self._chunks:
-            horizon, kind = 1, Kind.MIXED if self._decodes and self.cohort.members else Kind.PREFILL
-        else:
-            horizon, kind = self._horizon(now_ticks, steps_before), Kind.DECODE
-        plan = Plan(self.steps_planned, kind, horizon, self._counts(horizon), self._rows)
-        if self._batch is not None and self._decodes:
+        moves = self.memory.take_moves() if self.memory.moves else ()
+        if not step.chunks and not self.cohort.members:
+            return None
+        horizon = 1 if step.chunks or moves else self._horizon(now_ticks, steps_before)
+        plan = Plan(self.steps_planned, step.kind(), horizon, step.counts(horizon), step.rows, 0, moves)
+        if self._speculating is not None and step.decodes:
+            plan.counts = self._speculating.with_drafts(plan.counts)
+        if self._batch is not None and step.decodes:
             plan.padding_rows = len(self._batch)
         self.steps_planned += horizon
         return plan
@@ -211,8 +264,10 @@ class Scheduler:
         Returns:
           Indices of the requests that finished.
         """
-        finished, stopped = self.cohort.advance(plan.horizon) if self._decodes else [], result.stopped
-        if self._chunks:
+        if self._back and self._step.decodes:
+            self._end_stalls(start_ticks + result.ticks_after(1, plan.horizon))
+        finished, stopped = self._gain(plan, result) if self._step.decodes else [], result.stopped
+        if self._step.chunks:
             finished += self._apply_chunks(stopped, end_ticks)
             if not self._steady:
                 self._views.prefilled(plan.counts.prefill_tokens, result.duration_ticks)
@@ -226,7 +281,8 @@ class Scheduler:
             if kept is None:
                 ticks, reason = end_ticks, FinishReason.LENGTH
             else:
-                sequence.generated -= plan.horizon - kept
+                if result.gained is None:  # what was gained is already cut
+                    sequence.generated -= plan.horizon - kept
                 ticks, reason = start_ticks + result.ticks_after(kept, plan.horizon), FinishReason.STOP
             if self._batch is None:
                 self._finish(sequence, ticks, reason)
@@ -238,36 +294,20 @@ class Scheduler:
 
     # ---- parts of a decision ----
 
-    def _refusal(self, request: Request) -> str:
-        total = request.prompt_tokens + request.output_tokens
-        if total > self.max_context_tokens:
-            return (
-                f"prompt {request.prompt_tokens} + output {request.output_tokens} = {total} tokens exceed the context "
-                f"of {self.max_context_tokens}"
-            )
-        pages = self._worst_case_pages(request)
-        if pages > self.pool.num_pages:
-            size = self.config.page_tokens
-            return f"{total} tokens need {pages} pages of {size}; the whole pool has {self.pool.num_pages}"
-        limit = self.config.queue_limit
-        if limit is not None and len(self.waiting) >= limit:
-            return f"the queue is full: {len(self.waiting)} requests wait, and Engine.queue_limit is {limit}"
-        return ""
-
     def _plan_apart(self, now_ticks: int) -> bool:
         """Plans chunks, or decoding where there are none; False while a static batch is being gathered."""
         batch = self._batch
         if batch is not None and not self.running_count and not batch.opens(self.waiting, now_ticks):
             return False
-        self._decodes = False
+        self._step.decodes = False
         self._plan_chunks(now_ticks)
-        if self._chunks:
+        if self._step.chunks:
             return True
         self._make_room(now_ticks)
         if not self.cohort.members:  # all were preempted for the prompt that could not go on
             self._plan_chunks(now_ticks)
             return True
-        self._decodes = True
+        self._step.decodes = True
         if batch is not None:
             batch.places = 0
         return True
@@ -276,7 +316,7 @@ class Scheduler:
         """Sees to it that every decoding sequence has the pages of its next step, at the cost of whoever gives way."""
         cohort, batch = self.cohort, self._batch
         while cohort.members and self._paged is not None and not cohort.reserve(self._paged, 1):
-            if batch is None or not batch.give_up_pages(self.pool):
+            if batch is None or not batch.give_up_pages(self.memory):
                 self._preempt(self._victim(now_ticks), now_ticks)
 
     def _victim(self, now_ticks: int) -> Sequence:
@@ -290,56 +330,61 @@ class Scheduler:
 
     def _plan_chunks(self, now_ticks: int) -> None:
         waiting, decoding = self.waiting, len(self.cohort.members)
-        budget = min(self.config.max_step_tokens - (decoding if self._decodes else 0), self._chunk_tokens)
+        room = self.config.max_step_tokens - (decoding * self._row_tokens if self._step.decodes else 0)
+        budget = min(room, self._chunk_tokens)
         if self._adapts:
             prompts = len(self.prefilling) + len(waiting)
             budget = min(budget, adaptive_chunk_tokens(self.config, decoding, prompts))
+        spare = room - budget
         for sequence in self.prefilling:
             budget -= self._grant(sequence, budget)
         while waiting and budget > 0:
             head = waiting.head(now_ticks)
-            if not self._can_admit(head):
+            if not self._can_admit(head) or (head.returns and budget + spare < self._row_tokens):
                 break
             self._admit(head, now_ticks)
-            budget -= self._grant(head, budget)
+            budget -= self._row_tokens if head.join else self._grant(head, budget)
 
     def _grant(self, sequence: Sequence, budget: int) -> int:
         """Plans a chunk of at most `budget` tokens for one sequence, as far as pages go; returns its tokens."""
-        past, page_tokens = sequence.kv_tokens, self.config.page_tokens
-        tokens = min(sequence.prefill_target - past, budget)
-        missing = pages_for(past + tokens, page_tokens) - len(sequence.pages)
-        if missing > self.pool.free_count:
-            missing = self.pool.free_count
-            tokens = (len(sequence.pages) + missing) * page_tokens - past
-        if tokens <= 0:
-            return 0
-        sequence.pages += self.pool.alloc(missing)
-        self._chunks.append((sequence, past, tokens))
+        past = sequence.kv_tokens
+        tokens = self.memory.grow(sequence, min(sequence.prefill_target - past, budget))
+        if tokens:
+            self._step.chunks.append((sequence, past, tokens))
         return tokens
 
     def _can_admit(self, sequence: Sequence) -> bool:
         if not self._free_slots or (self._batch is not None and not self._batch.places):
             return False
-        if self._paged is None:
-            return self._worst_case_pages(sequence.request) <= self.pool.largest_free_run
-        need, free = pages_for(sequence.prefill_target, self.config.page_tokens), self.pool.free_count
-        return need <= free and (self._admits(need, free, self._watermark_pages) or not self.running_count)
+        need, free = self.memory.pages_to_start(sequence), self.pool.largest_free_run
+        if need > free or self._paged is None:
+            return need <= free
+        return self._admits(need, free, self.memory.watermark_pages) or not self.running_count
 
     def _admit(self, sequence: Sequence, now_ticks: int) -> None:
         self.waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
-        if self._paged is None:
-            sequence.pages = self.pool.alloc(self._worst_case_pages(sequence.request))
+        cached_tokens = self.memory.start(sequence)
         if self._batch is not None:
             self._batch.places -= 1
-        self.prefilling.append(sequence)
         if not self._steady:
             self._views.admitted(sequence)
+        if cached_tokens is not None:
+            self._log.looked_up(sequence.index, sequence.prefill_target, cached_tokens)
         self._log.admitted(sequence.index, now_ticks)
+        if sequence.kv_tokens < sequence.prefill_target:
+            self.prefilling.append(sequence)
+        else:
+            self._rejoin(sequence)
 
-    def _worst_case_pages(self, request: Request) -> int:
-        """Pages of a prompt and all its output; the last token's KV is never written."""
-        return pages_for(request.prompt_tokens + request.output_tokens - 1, self.config.page_tokens)
+    def _rejoin(self, sequence: Sequence) -> None:
+        """A sequence whose KV came back decodes on, in this very step if the others do."""
+        self.cohort.join(sequence)
+        self._back.append(sequence)
+        if self._paged is not None:
+            self.cohort.reserve_for(self._paged, sequence)
+            if self._step.decodes:
+                self.cohort.reserve(self._paged, 1)
 
     def _preempt(self, victim: Sequence, now_ticks: int) -> None:
         if victim.join:
@@ -347,19 +392,21 @@ class Scheduler:
             victim.last_token_ticks = now_ticks
         else:
             self.prefilling.remove(victim)
+        kept = self.memory.set_aside(victim)
         self._vacate(victim)
-        victim.kv_tokens = 0
-        victim.prefill_target = victim.request.prompt_tokens + victim.generated
+        if not kept:
+            victim.kv_tokens = 0
+            victim.prefill_target = victim.request.prompt_tokens + victim.generated
         victim.preemptions += 1
         self.waiting.put(victim, now_ticks)
         self._log.preempted(victim.index, now_ticks)
 
     def _horizon(self, now_ticks: int, steps_before: StepsBefore) -> int:
-        steps = min(self.cohort.steps_to_change(), self.config.max_horizon_steps)
+        steps = min(self.cohort.steps_to_change(), self.config.horizon_limit)
         if not (self._mixes and self._steady) and self.waiting and self._may_admit_next(now_ticks):
             return 1
         if steps > 1:
-            counts = self._counts(1)
+            counts = self._step.counts(1)
             if self._batch:  # priced with its padding, so that no arrival is passed
                 rows = len(self._batch)
                 counts = dataclasses.replace(
@@ -376,66 +423,40 @@ class Scheduler:
             return bool(self._free_slots)  # another may be next by then
         return self._can_admit(self.waiting.head(now_ticks))  # a preemption made room after chunks were planned
 
-    def _counts(self, steps: int) -> StepCounts:
-        if self._decodes:
-            rows = len(self.cohort.members)
-            kv_tokens, window_tokens = self.cohort.attended(steps)
-        else:
-            rows = kv_tokens = window_tokens = 0
-        if not self._chunks:
-            return StepCounts(steps, rows, kv_tokens, window_tokens, 0, 0, 0, 0, 0, 0, steps * rows)
-        pairs = window = kv = window_kv = tokens = sampled = 0
-        limit = self.window_tokens
-        for sequence, past, new in self._chunks:
-            tokens += new
-            pairs += causal_pairs(past, new)
-            kv += past + new
-            sampled += past + new == sequence.prefill_target
-            if limit is not None:
-                window += window_pairs(past, new, limit)
-                window_kv += window_kv_tokens(past, new, limit)
-        if limit is None:
-            window, window_kv = pairs, kv
-        return StepCounts(
-            steps,
-            rows,
-            kv_tokens,
-            window_tokens,
-            len(self._chunks),
-            tokens,
-            pairs,
-            window,
-            kv,
-            window_kv,
-            rows + sampled,
-        )
-
-    def _rows(self) -> tuple[Row, ...]:
-        cohort = self.cohort
-        members = cohort if self._decodes else ()
-        decode = [Row(s.index, s.slot, cohort.kv_of(s), 1, True, s.pages, cohort.generated_of(s)) for s in members]
-        chunks = [
-            Row(s.index, s.slot, past, new, past + new == s.prefill_target, s.pages, s.generated)
-            for s, past, new in self._chunks
-        ]
-        return (*decode, *chunks)
-
     # ---- parts of booking ----
+
+    def _gain(self, plan: Plan, result: StepResult) -> list[Sequence]:
+        """Gives every decoding sequence its tokens; returns those that have all of theirs."""
+        if self._speculating is None:
+            return self.cohort.advance(plan.horizon)
+        return self._speculating.gain(result.gained or dict.fromkeys(self.cohort.members, 1))
 
     def _apply_chunks(self, stopped: Mapping[int, int], end_ticks: int) -> list[Sequence]:
         """Books the chunks that ran; returns the sequences that their first token finished."""
         finished = []
-        for sequence, past, new in self._chunks:
+        for sequence, past, new in self._step.chunks:
             sequence.kv_tokens = past + new
+            self.memory.learn(sequence)
             if sequence.kv_tokens < sequence.prefill_target:
                 continue
             self.prefilling.remove(sequence)
             self._first_token(sequence, end_ticks)
             if sequence.generated == sequence.request.output_tokens or sequence.index in stopped:
                 finished.append(sequence)
+            elif self._hands_over:
+                self._hand_over(sequence, end_ticks)
             else:
                 self.cohort.join(sequence)
         return finished
+
+    def _hand_over(self, sequence: Sequence, ticks: int) -> None:
+        """Lets a sequence go to another engine; its pages stay until they are fetched."""
+        self._free_slot(sequence)
+        if not self._steady:
+            self._views.left(sequence)
+        del self.sequences[sequence.index]
+        self.handed[sequence.index] = sequence
+        self._log.handed_over(sequence.index, ticks)
 
     def _first_token(self, sequence: Sequence, end_ticks: int) -> None:
         if sequence.generated == 0:
@@ -443,6 +464,13 @@ class Scheduler:
         else:
             sequence.max_stall_ticks = max(sequence.max_stall_ticks, end_ticks - sequence.last_token_ticks)
         sequence.generated += 1
+
+    def _end_stalls(self, ticks: int) -> None:
+        """Books how long those who decode again had no token; `ticks` is when they have one."""
+        for sequence in self._back:
+            if sequence.join and sequence.preemptions:
+                sequence.max_stall_ticks = max(sequence.max_stall_ticks, ticks - sequence.last_token_ticks)
+        self._back = []
 
     def _end_batch(self, batch: StaticBatch, ticks: int) -> list[int]:
         """Lets all members of a static batch go once nobody in it runs any more; returns who left."""
@@ -455,6 +483,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, ticks: int, reason: FinishReason, detail: str = "") -> None:
         self._vacate(sequence)
+        self.memory.forget(sequence)
         if not self._steady:
             self._views.left(sequence)
         del self.sequences[sequence.index]
@@ -463,8 +492,10 @@ class Scheduler:
         )
 
     def _vacate(self, sequence: Sequence) -> None:
-        self.pool.free(sequence.pages)
-        sequence.pages = []
+        self.memory.give_back(sequence)
+        self._free_slot(sequence)
+
+    def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot >= 0:
             self._free_slots.append(sequence.slot)
             sequence.slot = -1

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from nanoserve.engine.types import Request
+from nanoserve.engine.types import MoveKind, Request
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -17,7 +17,9 @@ class Sequence:
       prefill_target: positions to write before a token can be sampled: the prompt, plus, after a preemption, the tokens
         that were already generated (recompute).
       kv_tokens: KV positions written. generated: output tokens sampled.
-      pages: pages held, in position order. slot: place in the executor's device state, -1 when not admitted.
+      pages: pages held, in position order. known_pages: how many of them the prefix cache was told of.
+      returns: its KV is kept elsewhere, and comes by a move of this kind once it is admitted; None if it does not.
+      slot: place in the executor's device state, -1 when not admitted.
       join: which membership in the cohort is current, 0 when not decoding.
       joined_step: the cohort's step when it joined.
       preemptions, last_token_ticks, max_stall_ticks: for its record.
@@ -29,6 +31,8 @@ class Sequence:
     kv_tokens: int = 0
     generated: int = 0
     pages: list[int] = dataclasses.field(default_factory=list)
+    known_pages: int = 0
+    returns: MoveKind | None = None
     slot: int = -1
     join: int = 0
     joined_step: int = 0

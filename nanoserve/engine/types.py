@@ -15,10 +15,9 @@ import enum
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from nanoserve.roofline.counts import StepCounts
-from nanoserve.specs.errors import ConfigError
 
 _TICK_BITS = 60
 TICKS_PER_S = 1 << _TICK_BITS
@@ -44,6 +43,14 @@ class Kind(enum.StrEnum):
     MIXED = "mixed"
 
 
+class MoveKind(enum.StrEnum):
+    """Where KV goes that a plan moves: to the host, back from it, or here from another engine."""
+
+    OUT = "out"
+    IN = "in"
+    RECEIVE = "receive"
+
+
 class FinishReason(enum.StrEnum):
     """Why a request left the engine."""
 
@@ -54,91 +61,6 @@ class FinishReason(enum.StrEnum):
     TIMED_OUT = "timed_out"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """What the scheduler may do in one step and with how much memory.
-
-    Attributes:
-      max_seqs: sequences that run at once (slots; vLLM: max_num_seqs).
-      max_step_tokens: token budget of a step, decode and prefill together (vLLM: max_num_batched_tokens).
-      prefill_chunk_tokens: prefill tokens in one step, all sequences together; None means the whole budget.
-      page_tokens: tokens per page (vLLM: block size).
-      num_pages: pages in the pool; None asks the memory model.
-      hbm_utilization: share of device memory the memory model may plan with.
-      free_page_watermark: share of the pool kept free when admitting, unless nothing runs.
-      max_horizon_steps: most decode steps in one plan.
-      max_context_tokens: prompt plus output limit; None means the model's.
-      timeout_s: a request older than this is ended; None means never.
-      batching: `mixed`: a step holds chunks and decoding sequences; `prefill_first`: one or the other, chunks first;
-        `static`: requests are gathered into a batch, prefilled, and decoded until the last of them finishes.
-      static_timeout_s: a static batch starts with fewer than `max_seqs` requests when the oldest has waited this long.
-      interval_s: while something runs, the engine knows only of requests that had arrived by the last multiple of this;
-        0 means that it looks before every step.
-      chunking: `fixed`, or `adaptive`, which shrinks chunks where many decode and few wait (`engine.chunking`).
-      decodes_per_prompt: for adaptive chunking: decoding sequences that weigh as much as one prompt that waits.
-      policy, victim, admission: names in `engine.policy`: order of the queue, who is preempted, who may start.
-      queue_limit: a request that finds so many waiting is refused; None means no limit.
-      deadline_s: a first token is due this long after arrival; for policies that know of deadlines.
-      allocator: `paged`, or `contiguous`: one run of pages for all that a request may need (`engine.runs`).
-    """
-
-    max_seqs: int = 256
-    max_step_tokens: int = 2048
-    prefill_chunk_tokens: int | None = None
-    page_tokens: int = 16
-    num_pages: int | None = None
-    hbm_utilization: float = 0.9
-    free_page_watermark: float = 0.01
-    max_horizon_steps: int = 1024
-    max_context_tokens: int | None = None
-    timeout_s: float | None = None
-    batching: Literal["mixed", "prefill_first", "static"] = "mixed"
-    static_timeout_s: float = 1.0
-    interval_s: float = 0.0
-    chunking: Literal["fixed", "adaptive"] = "fixed"
-    decodes_per_prompt: float = 16.0
-    policy: str = "fcfs"
-    victim: str = "youngest"
-    admission: str = "watermark"
-    queue_limit: int | None = None
-    deadline_s: float | None = None
-    allocator: Literal["paged", "contiguous"] = "paged"
-
-    def __post_init__(self):
-        for field in (
-            "max_seqs",
-            "max_step_tokens",
-            "prefill_chunk_tokens",
-            "page_tokens",
-            "num_pages",
-            "max_horizon_steps",
-            "queue_limit",
-        ):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ConfigError(f"Engine.{field} = {value}: must be at least 1")
-        if self.max_step_tokens < self.max_seqs:
-            raise ConfigError(
-                f"Engine.max_step_tokens = {self.max_step_tokens} is below Engine.max_seqs = {self.max_seqs}: every "
-                "running sequence decodes one token a step. Raise the budget or lower max_seqs"
-            )
-        if not 0 <= self.free_page_watermark < 1:
-            raise ConfigError(f"Engine.free_page_watermark = {self.free_page_watermark}: must be in [0, 1)")
-        if not 0 < self.hbm_utilization <= 1:
-            raise ConfigError(f"Engine.hbm_utilization = {self.hbm_utilization}: must be in (0, 1]")
-        for field in ("timeout_s", "deadline_s"):
-            value = getattr(self, field)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"Engine.{field} = {value}: must be positive and finite, or None for none")
-        for field in ("static_timeout_s", "interval_s"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise ConfigError(f"Engine.{field} = {getattr(self, field)}: must be at least 0 and finite")
-        if not 0 < self.decodes_per_prompt < math.inf:
-            raise ConfigError(f"Engine.decodes_per_prompt = {self.decodes_per_prompt}: must be positive and finite")
-        if self.policy == "deadline" and self.deadline_s is None:
-            raise ConfigError("Engine.policy = 'deadline' needs Engine.deadline_s: when first tokens are due")
-
-
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Request:
     """One request as the engine sees it: lengths and limits, no text.
@@ -147,7 +69,7 @@ class Request:
       index: row in the trace, and its identity everywhere.
       arrival_ticks: when it was sent (open loop: its scheduled arrival).
       prompt_tokens, output_tokens: prompt length, and the most tokens to generate.
-      client, priority: for policies.
+      client, priority: for policies. session: for routers; None without one.
     """
 
     index: int
@@ -156,6 +78,19 @@ class Request:
     output_tokens: int
     client: int = 0
     priority: int = 0
+    session: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrived:
+    """What a request brings that was begun in another engine: its KV is on the way here, by a move of kind `receive`.
+
+    Attributes:
+      kv_tokens: KV positions that were written there. generated: output tokens sampled there, at least 1.
+    """
+
+    kv_tokens: int
+    generated: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,11 +99,13 @@ class Row:
 
     Attributes:
       index: request. slot: its place in the executor's device state (0 <= slot < max_seqs).
-      start: KV positions already written. new_tokens: positions this step writes (1 for decode, in each step).
+      start: KV positions already written. new_tokens: positions this step writes: of a decode row 1 in each step, and
+        one more for each token that may be drafted for it.
       samples: the last new position is sampled from.
       pages: page ids, in order, covering `start + new_tokens` positions (`start + horizon` for decode). The scheduler's
         own list: read it before the plan is applied, never keep or change it.
       generated: output tokens that exist before this plan.
+      admission: how often the request was admitted before. What is known of a slot's pages holds for one admission.
     """
 
     index: int
@@ -178,6 +115,25 @@ class Row:
     samples: bool
     pages: Sequence[int]
     generated: int
+    admission: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Move:
+    """KV of one sequence that goes somewhere before a plan's first step.
+
+    Attributes:
+      kind: which way. index: request. slot: its place in the executor's device state, from which it goes or to which
+        it comes; the sequence's newest token belongs there again after a move to the device.
+      pages: page ids in position order, from which or into which `tokens` KV positions are copied.
+      tokens: KV positions.
+    """
+
+    kind: MoveKind
+    index: int
+    slot: int
+    pages: Sequence[int]
+    tokens: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -191,6 +147,8 @@ class Plan:
         tokens; in no other count.
       rows: makes the rows, decode rows first in join order, then chunks in admission order. Lazy, because a simulated
         step needs only the counts; valid until the plan is applied.
+      moves: KV that is moved before the first step, in this order: all that goes out, whose pages may be given to
+        others in this very plan, then all that comes.
     """
 
     step: int
@@ -199,6 +157,7 @@ class Plan:
     counts: StepCounts
     rows: Callable[[], tuple[Row, ...]]
     padding_rows: int = 0
+    moves: Sequence[Move] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -212,6 +171,9 @@ class StepResult:
       host_ticks: part of the duration spent on the host while the device had nothing to do.
       executed_tokens: tokens that went through the layers, padding included, all steps; None: no padding.
       executed_kv_tokens: KV positions the attention gathered, padding included; None: no padding.
+      gained: of a plan whose decode rows verify drafts: request index -> tokens that it gained, 1 to `Row.new_tokens`,
+        already cut at a stop token; an entry for every decode row. None where every row gains one token a step.
+      ran: what ran where that is less than was planned: fewer tokens were drafted than there was room for.
     """
 
     duration_ticks: int
@@ -220,6 +182,13 @@ class StepResult:
     host_ticks: int = 0
     executed_tokens: int | None = None
     executed_kv_tokens: int | None = None
+    gained: Mapping[int, int] | None = None
+    ran: StepCounts | None = None
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Drafted tokens that were kept."""
+        return 0 if self.gained is None else sum(self.gained.values()) - len(self.gained)
 
     def ticks_after(self, steps: int, horizon: int) -> int:
         """When the first `steps` of `horizon` steps were done, from the start of the plan; step times grow linearly."""
@@ -234,6 +203,10 @@ class Pending(Protocol):
 
     def result(self) -> StepResult:
         """Blocks until the plan has run."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether `result` would not block."""
         ...
 
 

@@ -7,16 +7,17 @@ those of requests that are here are read from them. Next: `policy`, which says w
 
 from collections.abc import Iterable, Mapping
 
-from nanoserve.engine.cohort import DecodeCohort
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.policy import OUTPUT_WEIGHT, View
 from nanoserve.engine.sequence import Sequence
-from nanoserve.engine.types import EngineConfig, to_ticks
+from nanoserve.engine.speculating import Cohort
+from nanoserve.engine.types import to_ticks
 
 
 class Views:
     """Views of sequences, and the accounts behind them."""
 
-    def __init__(self, config: EngineConfig, cohort: DecodeCohort, sequences: Mapping[int, Sequence], *, steady: bool):
+    def __init__(self, config: EngineConfig, cohort: Cohort, sequences: Mapping[int, Sequence], *, steady: bool):
         """Makes empty accounts.
 
         Args:

@@ -44,3 +44,7 @@ class _Both:
             first_step_ticks=price.first_step_ticks,
             host_ticks=price.host_ticks,
         )
+
+    def ready(self) -> bool:
+        """Whether it has run."""
+        return self.run.ready()

@@ -5,24 +5,41 @@ steps are gathered into plans. Next: `nanoserve.roofline.pricing`.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
-from nanoserve.engine.types import TICKS_PER_S, Plan, StepResult
+from nanoserve.engine.chunking import most_chunk_tokens
+from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.types import TICKS_PER_S, MoveKind, Plan, StepResult, to_ticks
+from nanoserve.executors.known import Known
 from nanoserve.roofline.calibration import Calibration
 from nanoserve.roofline.counts import StepCounts
 from nanoserve.roofline.pricing import PlanPricer, Pricer
+from nanoserve.roofline.transfer import swap_seconds
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec
 
+Padded = Callable[[Plan], StepCounts]
+"""A plan -> what goes through the layers, padding included."""
 
-@dataclasses.dataclass(slots=True)
-class _Priced:
-    """A pending result that is already known."""
 
-    value: StepResult
+def one_shape(config: EngineConfig) -> Padded:
+    """The padding of a batch-invariant run (`executors.one_shape`): every step has all rows and a whole chunk."""
+    rows, chunk_tokens = config.max_seqs, most_chunk_tokens(config)
 
-    def result(self) -> StepResult:
-        """The priced step."""
-        return self.value
+    def padded(plan: Plan) -> StepCounts:
+        return dataclasses.replace(
+            plan.counts, decode_seqs=rows, prefill_tokens=chunk_tokens, sampled=rows + min(rows, chunk_tokens)
+        )
+
+    return padded
+
+
+def _with_padding_rows(plan: Plan) -> StepCounts:
+    counts, rows = plan.counts, plan.padding_rows
+    return dataclasses.replace(
+        counts, decode_seqs=counts.decode_seqs + rows, sampled=counts.sampled + counts.steps * rows
+    )
 
 
 class RooflineExecutor:
@@ -35,26 +52,36 @@ class RooflineExecutor:
         precision: Precision,
         calibration: Calibration,
         pricer: PlanPricer | None = None,
+        padded: Padded | None = None,
     ):
         """Takes the pricer, or makes the one of the operation model.
 
         Args:
           model, cluster, precision, calibration: what is priced, and with which constants.
           pricer: another way to price plans, in ticks of `TICKS_PER_S`.
+          padded: what goes through the layers besides, where it is more than `Plan.padding_rows`.
 
         Raises:
           ConfigError: unknown dtype or mesh axis.
         """
         self.pricer = pricer or Pricer(model, cluster, precision, calibration, ticks_per_s=TICKS_PER_S)
         self._window_tokens = model.sliding_window_tokens
+        self._padded = padded or _with_padding_rows
+        self._swap_seconds = functools.partial(swap_seconds, model, cluster, precision)
 
-    def submit(self, plan: Plan) -> _Priced:
-        """Prices a plan."""
+    def submit(self, plan: Plan) -> Known:
+        """Prices a plan. KV that comes from another engine is there: its way was priced where it was sent.
+
+        Raises:
+          ConfigError: KV is swapped, and the chip's host link is not published.
+        """
         counts, pricer = plan.counts, self.pricer
         duration = pricer.plan_ticks(counts)
         first = duration if plan.horizon == 1 else pricer.first_step_ticks(counts, self._growth(plan))
         result = StepResult(duration, first, host_ticks=pricer.host_ticks(counts))
-        return _Priced(self._with_padding(plan, result) if plan.padding_rows else result)
+        if plan.padding_rows or self._padded is not _with_padding_rows:
+            result = self._with_padding(self._padded(plan), counts, result)
+        return Known(self._with_moves(plan, result) if plan.moves else result)
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
         """How many decode steps start within `span_ticks`: exact without a sliding window.
@@ -66,12 +93,17 @@ class RooflineExecutor:
     def release(self, index: int) -> None:
         """Nothing is held."""
 
-    def _with_padding(self, plan: Plan, result: StepResult) -> StepResult:
-        """A step whose padding rows go through the layers and the head like others, but attend to nothing."""
-        counts, rows = plan.counts, plan.padding_rows
-        padded = dataclasses.replace(
-            counts, decode_seqs=counts.decode_seqs + rows, sampled=counts.sampled + counts.steps * rows
-        )
+    def __getstate__(self) -> None:
+        """For a snapshot: nothing changes in a run."""
+
+    def _with_moves(self, plan: Plan, result: StepResult) -> StepResult:
+        """A plan of one step that waits for KV on its way to the host and back, one trip after the other."""
+        tokens = sum(move.tokens for move in plan.moves if move.kind is not MoveKind.RECEIVE)
+        ticks = result.duration_ticks + (to_ticks(float(self._swap_seconds(tokens))) if tokens else 0)
+        return dataclasses.replace(result, duration_ticks=ticks, first_step_ticks=ticks)
+
+    def _with_padding(self, padded: StepCounts, counts: StepCounts, result: StepResult) -> StepResult:
+        """A step whose padding goes through the layers and the head like the rest, but attends to nothing."""
         step_ticks = (self.pricer.plan_ticks(padded) - result.duration_ticks) // counts.steps
         return dataclasses.replace(
             result,

@@ -1,12 +1,17 @@
 """Small parts for engine tests: a load, an executor with linear step times, and a whole engine in one call."""
 
 import dataclasses
+from collections.abc import Callable
+
+from hypothesis import strategies as st
 
 from nanoserve.engine.clock import VirtualClock
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.engine import Engine
 from nanoserve.engine.log import RunLog
+from nanoserve.engine.memory import KvFacts
 from nanoserve.engine.scheduler import Scheduler
-from nanoserve.engine.types import EngineConfig, Plan, Request, StepResult, to_seconds
+from nanoserve.engine.types import Plan, Request, Row, StepResult, to_seconds
 from nanoserve.roofline.counts import StepCounts
 
 FIXED_TICKS = 1_000_003
@@ -23,8 +28,41 @@ KNOBS = {
     "free_page_watermark": [0.0, 0.2],
     "queue_limit": [None, 3],
     "allocator": ["paged", "contiguous"],
+    "prefix_cache": ["off", "lru", "cost"],
+    "preemption": ["recompute", "swap", "cheaper"],
+    "host_pages": [None, 5],
+    "draft": ["none", "ngram"],
+    "draft_tokens": [1, 3],
 }
 """Values of what an ablation may set, whose cross product the property tests draw from."""
+
+
+def possible(knobs: dict) -> dict:
+    """The knobs, without what does not go together with the allocator."""
+    return knobs | {"prefix_cache": "off"} if knobs["allocator"] == "contiguous" else knobs
+
+
+knobs_strategy = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in KNOBS.items()}).map(possible)
+
+
+def content(index: int, client: int, position: int) -> tuple[str, int, int]:
+    """What a request has at a position: the same as others of its client up to somewhere, then what nobody else has."""
+    shared = position < 5 + 11 * (index % 5)
+    return ("client", client, position) if shared else ("request", index, position)
+
+
+def kv_facts(client_of: Callable[[int], int], page_tokens: int) -> KvFacts:
+    """Keys that say what `content` says; costs and a choice between swapping and recomputing, both arbitrary."""
+
+    def page_keys(index: int, tokens: int) -> list[int]:
+        lasts = range(page_tokens - 1, tokens, page_tokens)
+        return [KEYS.setdefault(content(index, client_of(index), last), len(KEYS)) for last in lasts]
+
+    return KvFacts(page_keys=page_keys, page_cost=lambda depth: 1.0 + depth, swap_is_cheaper=lambda tokens: tokens > 9)
+
+
+KEYS: dict[tuple, int] = {}
+"""A number for everything that a page can end with, in order of being asked for."""
 
 
 @dataclasses.dataclass
@@ -35,6 +73,9 @@ class Done:
 
     def result(self) -> StepResult:
         return self.value
+
+    def ready(self) -> bool:
+        return True
 
 
 class LinearExecutor:
@@ -56,16 +97,20 @@ class LinearExecutor:
             )
         )
         counts = plan.counts
-        padding = TICKS_PER_TOKEN * plan.padding_rows
+        padding = TICKS_PER_TOKEN * (plan.padding_rows + sum(move.tokens for move in plan.moves))
         first = self._first(counts) + padding
         total = counts.steps * (FIXED_TICKS + padding) + TICKS_PER_TOKEN * counts.new_tokens
         total += TICKS_PER_KV_TOKEN * (counts.decode_kv_tokens + counts.prefill_pairs)
-        stopped = {}
+        stopped, gained = {}, None
+        if counts.drafted_tokens:
+            gained = {row.index: self._gained(row) for row in rows[: counts.decode_seqs]}
         for row in rows:
-            last = self.stops.get(row.index)
-            if row.samples and last is not None and row.generated < last <= row.generated + plan.horizon:
+            last, tokens = self.stops.get(row.index), (gained or {}).get(row.index, plan.horizon)
+            if row.samples and last is not None and row.generated < last <= row.generated + tokens:
                 stopped[row.index] = last - row.generated
-        return Done(StepResult(total, first, stopped=stopped))
+        if gained is not None:
+            gained |= {index: kept for index, kept in stopped.items() if index in gained}
+        return Done(StepResult(total, first, stopped=stopped, gained=gained))
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
         elapsed, steps, kv = 0, 0, counts.decode_kv_tokens
@@ -77,6 +122,10 @@ class LinearExecutor:
 
     def release(self, index: int) -> None:
         self.released.append(index)
+
+    def _gained(self, row: Row) -> int:
+        """Some of what was drafted is kept: as much as the request and the position say."""
+        return 1 + (7 * row.index + 3 * row.start) % row.new_tokens
 
     def _first(self, counts: StepCounts) -> int:
         if counts.steps == 1:
@@ -111,6 +160,9 @@ class ListLoad:
     def finished(self, row: int, now_ticks: int) -> None:
         self.returned.append(row)
 
+    def soonest_after(self, ticks: int) -> int | None:
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -121,6 +173,7 @@ class Job:
     output_tokens: int
     client: int = 0
     priority: int = 0
+    session: int | None = None
 
 
 def make_engine(
@@ -130,18 +183,22 @@ def make_engine(
     max_context_tokens: int = 4096,
     window_tokens: int | None = None,
     executor: LinearExecutor | None = None,
+    log: RunLog | None = None,
+    hands_over: bool = False,
     **config,
 ) -> Engine:
     """A virtual engine over `jobs`, sorted by arrival; `config` are `EngineConfig` fields."""
     defaults = {"max_seqs": 8, "max_step_tokens": 64, "page_tokens": 4, "free_page_watermark": 0.0}
     jobs = sorted(jobs, key=lambda job: job.arrival_ticks)
-    log = RunLog(len(jobs))
+    log = log or RunLog(len(jobs))
     scheduler = Scheduler(
         EngineConfig(**{**defaults, **config}),
         num_pages=num_pages,
         max_context_tokens=max_context_tokens,
         window_tokens=window_tokens,
         log=log,
+        facts=kv_facts(lambda index: jobs[index].client, config.get("page_tokens", defaults["page_tokens"])),
+        hands_over=hands_over,
     )
 
     def request_of(row: int, arrival_ticks: int) -> Request:
@@ -152,6 +209,7 @@ def make_engine(
             output_tokens=jobs[row].output_tokens,
             client=jobs[row].client,
             priority=jobs[row].priority,
+            session=jobs[row].session,
         )
 
     return Engine(

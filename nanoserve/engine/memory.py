@@ -1,0 +1,233 @@
+"""Where the KV of sequences is: in pages on the device, in pages that are known by their content, and on the host.
+
+The scheduler decides who runs; this object owns what it costs in memory. Its verbs come in pairs: `pages_to_start` and
+`start` when a sequence is admitted, `grow` while its prompt is written, `set_aside` and `forget` for KV that is kept on
+the host, `give_back` when its pages are let go. With a prefix cache, `start` begins with the pages that are found, and
+`learn` says what others may find.
+
+The last token of a prompt is never served from the cache: something has to be computed for a token to be sampled from.
+A page that is found is full, so nobody writes to it again, and whoever shares it needs no copy.
+
+Moves gather here until the plan takes them. A sequence that was just admitted and must give way in the same plan has
+nothing on the device yet: its move is called off, and its KV stays where it was.
+
+Next: `pages`, `runs` and `prefix`, the three pools; `scheduler`, which drives this.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.pages import PagePool
+from nanoserve.engine.prefix import CachedPagePool, PageCost, PageKeys, eviction
+from nanoserve.engine.runs import RunPool
+from nanoserve.engine.sequence import Sequence, pages_for
+from nanoserve.engine.types import Move, MoveKind, Request
+from nanoserve.specs.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KvFacts:
+    """What an engine cannot know of KV by itself; only what its config asks for is needed.
+
+    Attributes:
+      page_keys: what pages hold, for a prefix cache.
+      page_cost: what pages cost to compute again, for eviction by cost.
+      swap_is_cheaper: tokens -> whether bringing their KV to the host and back takes less time than computing it again,
+        for `preemption = 'cheaper'`.
+    """
+
+    page_keys: PageKeys | None = None
+    page_cost: PageCost | None = None
+    swap_is_cheaper: Callable[[int], bool] | None = None
+
+
+NOTHING_KNOWN = KvFacts()
+"""Enough for a config without a prefix cache and without a choice between swapping and recomputing."""
+
+
+class KvMemory:
+    """The pages of one engine, and the host memory behind them."""
+
+    def __init__(self, config: EngineConfig, num_pages: int, facts: KvFacts):
+        """Makes an empty memory.
+
+        Args:
+          config: page size, allocator, cache, and what becomes of a victim's KV. num_pages: of the device.
+          facts: from outside.
+
+        Raises:
+          ConfigError: the config asks for what `facts` does not have.
+        """
+        self.page_tokens = config.page_tokens
+        self._keys = None
+        if config.prefix_cache != "off":
+            self._keys = _needed(facts.page_keys, "prefix_cache", config.prefix_cache)
+        self.paged, self._cache = _pools(config, num_pages, facts.page_cost)
+        self.caches = self._cache is not None
+        self.pool: PagePool | CachedPagePool | RunPool = self.paged or RunPool(num_pages)
+        self.keep_free(config.free_page_watermark)
+        self._swaps = config.preemption != "recompute" and self.paged is not None
+        self._swap_is_cheaper = None
+        if config.preemption == "cheaper":
+            self._swap_is_cheaper = _needed(facts.swap_is_cheaper, "preemption", "cheaper")
+        self._host_pages = config.host_pages
+        self.host_pages_used = 0
+        self.moves: list[Move] = []  # of the plan that is being made
+
+    def keep_free(self, share: float) -> None:
+        """Sets the share of the pool that admission keeps free, from now on."""
+        self.watermark_pages = int(share * self.pool.num_pages)
+
+    @property
+    def repeated_tokens(self) -> int:
+        """KV positions that sequences have in common, counted once for each holder beyond the first."""
+        return 0 if self._cache is None else self._cache.repeated_count * self.page_tokens
+
+    def worst_case_pages(self, request: Request) -> int:
+        """Pages of a prompt and all its output; the last token's KV is never written."""
+        return pages_for(request.prompt_tokens + request.output_tokens - 1, self.page_tokens)
+
+    def cached_tokens(self, request: Request) -> int:
+        """How much of a request's prompt the prefix cache holds now, without its last token."""
+        if self._cache is None or self._keys is None:
+            return 0
+        return len(self._cache.find(self._keys(request.index, request.prompt_tokens - 1))) * self.page_tokens
+
+    # ---- admission ----
+
+    def pages_to_start(self, sequence: Sequence) -> int:
+        """How many of the free pages a sequence takes until it has written its prompt, or all that it had."""
+        if self.paged is None:
+            return self.worst_case_pages(sequence.request)
+        if sequence.returns is not None:
+            return pages_for(max(sequence.prefill_target, sequence.kv_tokens + 1), self.page_tokens)
+        pages = pages_for(sequence.prefill_target, self.page_tokens)
+        return pages if self._cache is None else pages - self._cache.held(self._found(sequence))
+
+    def start(self, sequence: Sequence) -> int | None:
+        """Gives an admitted sequence the pages that are found for it, those its KV returns to, or its whole run.
+
+        Returns:
+          The tokens that the prefix cache had of it; None where none was asked.
+        """
+        if self.paged is None:
+            sequence.pages = self.pool.alloc(self.worst_case_pages(sequence.request))
+        if sequence.returns is not None:
+            self._bring_back(sequence, sequence.returns)
+        elif self._cache is not None:
+            sequence.pages = self._found(sequence)
+            self._cache.share(sequence.pages)
+            sequence.known_pages = len(sequence.pages)
+            sequence.kv_tokens = sequence.known_pages * self.page_tokens
+            return sequence.kv_tokens
+        return None
+
+    def grow(self, sequence: Sequence, tokens: int) -> int:
+        """Gives a sequence the pages for `tokens` more positions, as far as there are any; returns the positions."""
+        past, pool = sequence.kv_tokens, self.pool
+        missing = pages_for(past + tokens, self.page_tokens) - len(sequence.pages)
+        if missing > pool.free_count:
+            missing = pool.free_count
+            tokens = (len(sequence.pages) + missing) * self.page_tokens - past
+        if tokens > 0:
+            sequence.pages += pool.alloc(missing)
+        return max(tokens, 0)
+
+    def learn(self, sequence: Sequence) -> None:
+        """Tells the prefix cache what the full pages of a sequence hold, its counters being up to date."""
+        if self._cache is None or self._keys is None:
+            return
+        tokens = min(sequence.kv_tokens, sequence.request.prompt_tokens + sequence.generated - 1)
+        if tokens // self.page_tokens <= sequence.known_pages:
+            return
+        keys = self._keys(sequence.index, tokens)
+        for page, key in zip(sequence.pages[sequence.known_pages :], keys[sequence.known_pages :], strict=False):
+            self._cache.know(page, key)
+        sequence.known_pages = max(sequence.known_pages, len(keys))
+
+    def give_back(self, sequence: Sequence) -> None:
+        """Takes all pages of a sequence; the prefix cache keeps those it knows."""
+        if self._cache is not None and sequence.pages:
+            self.learn(sequence)
+            sequence.known_pages = 0
+        self.pool.free(sequence.pages)
+        sequence.pages = []
+
+    # ---- KV that is kept elsewhere ----
+
+    def set_aside(self, victim: Sequence) -> bool:
+        """Sees to it that a victim's KV is not lost, if the config says so and there is room. Its pages stay its own.
+
+        Returns:
+          Whether it is kept; the victim then needs no recomputing.
+        """
+        if self._called_off(victim):
+            return True
+        tokens, pages = victim.kv_tokens, pages_for(victim.kv_tokens, self.page_tokens)
+        if not self._swaps or not tokens or (self._swap_is_cheaper and not self._swap_is_cheaper(tokens)):
+            return False
+        if self._host_pages is not None and self.host_pages_used + pages > self._host_pages:
+            return False
+        self.host_pages_used += pages
+        victim.returns = MoveKind.IN
+        self.moves.append(Move(MoveKind.OUT, victim.index, victim.slot, tuple(victim.pages[:pages]), tokens))
+        return True
+
+    def forget(self, sequence: Sequence) -> None:
+        """Frees what a sequence that leaves has on the host."""
+        if sequence.returns is MoveKind.IN:
+            self.host_pages_used -= pages_for(sequence.kv_tokens, self.page_tokens)
+        sequence.returns = None
+
+    def take_moves(self) -> tuple[Move, ...]:
+        """The moves of the plan that is being made: what goes out first."""
+        moves, self.moves = self.moves, []
+        return tuple(sorted(moves, key=lambda move: move.kind is not MoveKind.OUT))
+
+    def _bring_back(self, sequence: Sequence, kind: MoveKind) -> None:
+        count = pages_for(sequence.kv_tokens, self.page_tokens)
+        if self.paged is not None:
+            sequence.pages = self.pool.alloc(count)
+        self.moves.append(Move(kind, sequence.index, sequence.slot, tuple(sequence.pages[:count]), sequence.kv_tokens))
+        self.forget(sequence)
+
+    def _called_off(self, victim: Sequence) -> bool:
+        """Undoes the move of this plan that would bring a victim's KV here; False if there is none."""
+        for place, move in enumerate(self.moves):
+            if move.index == victim.index and move.kind is not MoveKind.OUT:
+                del self.moves[place]
+                self.pool.free(victim.pages)  # not `give_back`: they do not hold what the victim's counters say
+                victim.pages, victim.returns = [], move.kind
+                if move.kind is MoveKind.IN:
+                    self.host_pages_used += len(move.pages)
+                return True
+        return False
+
+    def _found(self, sequence: Sequence) -> list[int]:
+        """Pages whose content a sequence begins with, without the last token of what it has to write."""
+        if self._cache is None or self._keys is None:
+            return []
+        return self._cache.find(self._keys(sequence.index, sequence.prefill_target - 1))
+
+
+def _pools(
+    config: EngineConfig, num_pages: int, page_cost: PageCost | None
+) -> tuple[PagePool | CachedPagePool | None, CachedPagePool | None]:
+    """The pool that gives page after page, and the same one as a prefix cache; None for what the config has not."""
+    if config.allocator == "contiguous":
+        return None, None
+    if config.prefix_cache == "off":
+        return PagePool(num_pages), None
+    cost = _needed(page_cost, "prefix_cache", "cost") if config.prefix_cache == "cost" else None
+    cache = CachedPagePool(num_pages, eviction(config.prefix_cache, cost))
+    return cache, cache
+
+
+def _needed[T](fact: T | None, field: str, value: str) -> T:
+    """A fact that a field of the config asks for."""
+    if fact is None:
+        raise ConfigError(
+            f"Engine.{field} = '{value}': whoever makes the engine must say more of KV (engine.memory.KvFacts)"
+        )
+    return fact
