@@ -3,8 +3,8 @@
 `DeviceState` is what stays on the device between steps: KV pages, and the last token of every slot, so that a decode
 step needs nothing from the host but integers. Each entry point donates it; the caller keeps only what is returned.
 
-A step is a `_Batch`: decode rows make one, prompt chunks make one, and two join into a mixed one. All of them go
-through the same `_advance`. Padding is part of the contract: a padding row writes no KV page, attends to nothing, and
+A step is a `Batch`: decode rows make one, prompt chunks make one, and two join into a mixed one. All of them go
+through the same `advance`. Padding is part of the contract: a padding row writes no KV page, attends to nothing, and
 leaves its token in the scratch slot (the last entry of `last_tokens`); a page id outside the pool is never written.
 
 A request's tokens depend on its own seed, positions and logits, never on who shares its batch. Next: `decoder`, then
@@ -115,7 +115,7 @@ def prefill_step(
     Returns:
       The new state, `tokens_R` and `logprobs_R`.
     """
-    return _advance(spec, attention, params, state, _prefill_batch(attention, state, prefill), key)
+    return advance(spec, attention, params, state, prefill_batch(attention, state, prefill), key)
 
 
 def decode_step(
@@ -131,7 +131,7 @@ def decode_step(
     Returns:
       The new state, `tokens_B` and `logprobs_B`.
     """
-    return _advance(spec, attention, params, state, _decode_batch(attention, state, decode), key)
+    return advance(spec, attention, params, state, _decode_batch(attention, state, decode), key)
 
 
 def mixed_step(
@@ -148,8 +148,8 @@ def mixed_step(
     Returns:
       The new state, `tokens` [B + R] and `logprobs` [B + R], decode rows first.
     """
-    batch = _joined(_decode_batch(attention, state, decode), _prefill_batch(attention, state, prefill))
-    return _advance(spec, attention, params, state, batch, key)
+    batch = _joined(_decode_batch(attention, state, decode), prefill_batch(attention, state, prefill))
+    return advance(spec, attention, params, state, batch, key)
 
 
 def decode_loop(
@@ -236,7 +236,7 @@ def make_steps(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batch:
+class Batch:
     """What one step computes: T tokens through the layers, R rows through the head."""
 
     tokens_T: Int32[Array, " T"]
@@ -248,9 +248,14 @@ class _Batch:
     sampling: SamplingParams
 
 
-def _advance(
-    spec: ModelSpec, attention: PagedAttention, params: Params, state: DeviceState, batch: _Batch, key: Key[Array, ""]
+def advance(
+    spec: ModelSpec, attention: PagedAttention, params: Params, state: DeviceState, batch: Batch, key: Key[Array, ""]
 ) -> Stepped:
+    """Runs a batch through the model and samples its rows: what every step is. Donates `state`.
+
+    Returns:
+      The new state, `tokens_R` and `logprobs_R`.
+    """
     tokens = batch.tokens_T, batch.positions_T
     attend = attention.attend(batch.slots, batch.parts)
     x_TD, pool = decoder.forward(spec, params, state.pool, *tokens, attend, attention.mesh)
@@ -261,10 +266,10 @@ def _advance(
     return DeviceState(pool, last_tokens), tokens_R, logprobs_R
 
 
-def _decode_batch(attention: PagedAttention, state: DeviceState, rows: DecodeRows) -> _Batch:
+def _decode_batch(attention: PagedAttention, state: DeviceState, rows: DecodeRows) -> Batch:
     kv_lens_B = jnp.where(rows.active_B, rows.positions_B + 1, 0)
     index_B = jnp.arange(rows.slots_B.shape[0])
-    return _Batch(
+    return Batch(
         tokens_T=state.last_tokens[rows.slots_B],
         positions_T=rows.positions_B,
         slots=slots_of(state.pool, rows.page_table_BN, index_B, rows.positions_B, rows.active_B),
@@ -275,12 +280,13 @@ def _decode_batch(attention: PagedAttention, state: DeviceState, rows: DecodeRow
     )
 
 
-def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillRows) -> _Batch:
+def prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillRows) -> Batch:
+    """Prompt chunks as a batch that samples after the last token of each."""
     index_T = jnp.arange(rows.tokens_T.shape[0])
     row_T = jnp.searchsorted(rows.cu_q_lens, index_T, side="right") - 1
     real_T = index_T < rows.cu_q_lens[-1]
     chunks = rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens
-    return _Batch(
+    return Batch(
         tokens_T=rows.tokens_T,
         positions_T=rows.positions_T,
         slots=slots_of(state.pool, rows.page_table_RN, row_T, rows.positions_T, real_T),
@@ -291,13 +297,13 @@ def _prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillR
     )
 
 
-def _joined(first: _Batch, second: _Batch) -> _Batch:
+def _joined(first: Batch, second: Batch) -> Batch:
     split = first.tokens_T.shape[0]
 
     def both(a, b):
         return jnp.concatenate([a, b])
 
-    return _Batch(
+    return Batch(
         tokens_T=both(first.tokens_T, second.tokens_T),
         positions_T=both(first.positions_T, second.positions_T),
         slots=jax.tree.map(both, first.slots, second.slots),

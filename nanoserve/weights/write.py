@@ -1,0 +1,49 @@
+"""Writes a checkpoint that `open` and `specs.huggingface` read: a folder with `model.safetensors` and `config.json`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nanoserve.specs.errors import WeightsError
+from nanoserve.specs.models import ModelSpec
+from nanoserve.weights.safetensors import SINGLE
+
+
+def write_checkpoint(folder: Path, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a model of the family `llama`.
+
+    Args:
+      folder: where; made if it is not there. spec: the shape. tensors: under Hugging Face names.
+
+    Raises:
+      WeightsError: another family, or the folder cannot be written.
+    """
+    if spec.family != "llama" or spec.rope_scaling is not None:
+        raise WeightsError(f"model '{spec.name}': only the family 'llama', without scaled RoPE, is written")
+    from safetensors.numpy import save_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(_config(spec), indent=1) + "\n")
+        save_file(dict(tensors), folder / SINGLE)
+    except OSError as error:
+        raise WeightsError(f"{folder}: {error.strerror}. Name a folder that can be written") from error
+
+
+def _config(spec: ModelSpec) -> dict[str, object]:
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": spec.layers,
+        "hidden_size": spec.hidden,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_size,
+        "intermediate_size": spec.ffn,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.max_context_tokens,
+        "rope_theta": spec.rope_theta,
+        "rms_norm_eps": spec.norm_eps,
+        "tie_word_embeddings": spec.tied_embeddings,
+    }
