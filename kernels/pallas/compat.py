@@ -14,9 +14,19 @@ def in_order(x: jax.Array, major_to_minor: tuple[int, ...]) -> jax.Array:
     return with_layout_constraint(x, Layout(major_to_minor=major_to_minor))
 
 
-def shard_map(fn, *, mesh, in_specs, out_specs):
-    """`fn` on every chip of a mesh by itself; what kernels return is not checked for being the same everywhere."""
-    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+def shard_map(fn, *, mesh, in_specs, out_specs, axes=None):
+    """`fn` on every chip of a mesh by itself; what kernels return is not checked for being the same everywhere.
+
+    Args:
+      fn, in_specs, out_specs: as for `jax.shard_map`.
+      mesh: the chips. Inside another `shard_map`, its axes that are not cut yet.
+      axes: names of those to cut over; what `fn` does is left to the compiler along the others. None cuts over all.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    if around.manual_axes:
+        mesh, axes = around, set(around.axis_names) - set(around.manual_axes)
+    options = {} if axes is None else {"axis_names": set(axes)}
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False, **options)
 
 
 def kernel_target(device) -> str:

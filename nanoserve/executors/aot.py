@@ -22,9 +22,8 @@ from kernels.pallas.aot_gpu import ResourceReport
 from kernels.pallas.paged_attention.api import check_known
 from kernels.pallas.quant_matmul.weight import stored_bytes
 from nanoserve.engine.sequence import pages_for
-from nanoserve.executors import precisions
 from nanoserve.executors.aot_targets import devices
-from nanoserve.executors.choose import mesh_obstacle
+from nanoserve.executors.choose import program_obstacle
 from nanoserve.executors.precisions import KV_DTYPES, storage_on, weights_dtype
 from nanoserve.model import params as model_params
 from nanoserve.model import sharding
@@ -33,6 +32,7 @@ from nanoserve.model.params import Params, spread
 from nanoserve.model.places import state_places
 from nanoserve.model.sampling import greedy
 from nanoserve.model.step import DecodeRows, DeviceState, PrefillRows, init_state, make_steps
+from nanoserve.model.verify import VerifyRows, make_speculative_steps
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
@@ -49,6 +49,7 @@ class Workload:
       batch: sequences in the pool, and rows of a decode step. context_tokens: positions of each.
       chunk_tokens: prompt tokens of a prefill step, which end a prompt of `context_tokens`.
       page_tokens, slots: of the pool. loop_steps: decode steps of one `decode_loop`.
+      draft_tokens: guesses of each of `batch` rows in a step that verifies.
     """
 
     batch: int
@@ -57,6 +58,7 @@ class Workload:
     page_tokens: int
     slots: int
     loop_steps: int = 1
+    draft_tokens: int = 4
 
     @property
     def table_pages(self) -> int:
@@ -74,7 +76,7 @@ class Compiled:
     """One program as the compiler left it, or why it did not.
 
     Attributes:
-      name: `decode_step`, `prefill_step` or `decode_loop`. text: HLO.
+      name: `decode_step`, `prefill_step`, `mixed_step`, `decode_loop` or `verify_step`. text: HLO.
       refused: the compiler's message, or empty; where it is not, the rest is. kernels: of a GPU, what Mosaic's use.
       weight_bytes, kv_bytes: arguments of one chip by our own shapes. memory: the compiler's bytes of one chip.
       counted_flops: by XLA's cost analysis, which counts a loop's body once. lower_s, compile_s: how long it took.
@@ -98,15 +100,17 @@ class Compiler:
     def __init__(self, spec: ModelSpec, cluster: ClusterSpec, precision: Precision, work: Workload, attention: str):
         """Raises ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed."""
         check_known(attention)
-        if obstacle := mesh_obstacle(cluster):
-            raise ConfigError(f"cannot compile {spec.name} for {dict(cluster.mesh)}: {obstacle}. Use 'tensor' alone")
+        if obstacle := program_obstacle(spec, cluster, precision):
+            raise ConfigError(
+                f"cannot compile {spec.name} for {cluster.count} x {cluster.chip.name}, mesh {dict(cluster.mesh)}: "
+                f"{obstacle}"
+            )
         self.work = work
-        if obstacle := precisions.obstacle(spec, cluster.chip, precision, cluster.tensor):
-            raise ConfigError(f"cannot compile {spec.name} for {cluster.count} x {cluster.chip.name}: {obstacle}")
         dtype, kv_dtype = weights_dtype(precision), KV_DTYPES[precision.kv]
-        self.mesh = sharding.make_mesh(devices(cluster))
-        how = storage_on(self.mesh.devices.flat[0], spec, precision, self.mesh.size)
-        spec = spread(spec, self.mesh.size)
+        self.mesh = sharding.make_mesh(devices(cluster), cluster.mesh)
+        ways = sharding.ways_of(self.mesh)
+        how = storage_on(self.mesh.devices.flat[0], spec, precision, ways.columns)
+        spec = spread(spec, ways.heads)
         self.attention = choose_attention(
             attention,
             spec,
@@ -116,13 +120,14 @@ class Compiler:
             rows=work.batch,
             page_tokens=work.page_tokens,
             table_pages=work.table_pages,
-            ways=self.mesh.size,
+            ways=ways.heads,
         )
         places = state_places(spec, self.attention.name, kv_dtype, self.mesh)
         bound = attention_for(spec, self.attention.name, self.mesh)
         options = compat.compiler_options(self.mesh.devices.flat[0])
         self.steps = make_steps(spec, attention=bound, places=places, compiler_options=options)
-        weights = model_params.abstract(spec, dtype, self.mesh.size, how)
+        self.speculative = make_speculative_steps(spec, attention=bound, places=places, compiler_options=options)
+        weights = model_params.abstract(spec, dtype, ways, how)
         self.params: Params = _placed(weights, sharding.shardings(self.mesh, spec, how))
         empty = {"pages": work.pages, "page_tokens": work.page_tokens, "slots": work.slots}
         state = jax.eval_shape(lambda: init_state(spec, **empty, dtype=kv_dtype))
@@ -136,12 +141,20 @@ class Compiler:
         """Compiles a prefill step of one chunk."""
         return self._compile("prefill_step", self.steps.prefill, prefill_rows(self.work))
 
+    def mixed_step(self) -> Compiled:
+        """Compiles a step of `batch` rows that decode and one chunk."""
+        return self._compile("mixed_step", self.steps.mixed, decode_rows(self.work), prefill_rows(self.work))
+
     def decode_loop(self) -> Compiled:
         """Compiles `loop_steps` decode steps in one call."""
         steps = self.work.loop_steps
         return self._compile(
             "decode_loop", self.steps.decode_loop, decode_rows(self.work), _integers(), max_steps=steps
         )
+
+    def verify_step(self) -> Compiled:
+        """Compiles a step of `batch` rows that verify."""
+        return self._compile("verify_step", self.speculative.verify, verify_rows(self.work))
 
     def _compile(self, name: str, step: Callable[..., Any], *rows: Any, **static: int) -> Compiled:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -191,16 +204,26 @@ def decode_rows(work: Workload) -> DecodeRows:
 
 def prefill_rows(work: Workload) -> PrefillRows:
     """Shapes of a prefill step's one row."""
-    T = work.chunk_tokens
+    return _chunks(work, work.chunk_tokens, 1)
+
+
+def verify_rows(work: Workload) -> VerifyRows:
+    """Shapes of the rows of a step that verifies, each sampled after all of its tokens."""
+    T = work.batch * (1 + work.draft_tokens)
+    sampling = jax.eval_shape(lambda: greedy(T))
+    return VerifyRows(chunks=_chunks(work, T, work.batch), sampled_S=_integers(T), sampling=sampling)
+
+
+def _chunks(work: Workload, tokens: int, rows: int) -> PrefillRows:
     return PrefillRows(
-        tokens_T=_integers(T),
-        positions_T=_integers(T),
-        cu_q_lens=_integers(2),
-        kv_lens_R=_integers(1),
-        page_table_RN=_integers(1, work.table_pages),
-        slots_R=_integers(1),
-        samples_R=jax.ShapeDtypeStruct((1,), "bool"),  # type: ignore[arg-type]
-        sampling=jax.eval_shape(lambda: greedy(1)),
+        tokens_T=_integers(tokens),
+        positions_T=_integers(tokens),
+        cu_q_lens=_integers(rows + 1),
+        kv_lens_R=_integers(rows),
+        page_table_RN=_integers(rows, work.table_pages),
+        slots_R=_integers(rows),
+        samples_R=jax.ShapeDtypeStruct((rows,), "bool"),  # type: ignore[arg-type]
+        sampling=jax.eval_shape(lambda: greedy(rows)),
     )
 
 

@@ -5,6 +5,7 @@ the whole context, so loops over KV run as often as that takes.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +21,8 @@ from nanoserve.roofline.calibration import constants_for
 from nanoserve.roofline.counts import StepCounts, causal_pairs, window_kv_tokens, window_pairs
 from nanoserve.roofline.matrices import attention_flops, matmul_flops
 from nanoserve.roofline.ops import step_ops
+from nanoserve.roofline.speculative import Verification, verify_counts
+from nanoserve.roofline.split import split_of
 from nanoserve.roofline.timing import op_times
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec
@@ -28,6 +31,7 @@ PARTS = ("qkv", "out", "decode_attention", "prefill_attention", "mlp", "head", "
 OPS_OF: Mapping[str, str] = {
     "o": "out", "gate_up": "mlp", "down": "mlp", "attention_decode": "decode_attention",
     "attention_prefill": "prefill_attention", "gather_logits": "collectives", "all_reduce": "collectives",
+    "send": "collectives", "experts_gate_up": "mlp", "experts_down": "mlp", "router": "mlp",
 }  # fmt: skip
 DECODES = ("decode_step", "decode_loop")
 COLLECTIVES, OTHER = "collectives", "other"
@@ -48,6 +52,8 @@ class Setting:
 
 def attention_trips(setting: Setting, program: str) -> tuple[float, ...]:
     """Returns how often loops run whose length is data, outermost first: decode steps, and those of XLA attention."""
+    if program == "mixed_step":
+        return tuple(itertools.chain.from_iterable(trips_within(setting, program).values()))
     work, window = setting.work, setting.model.sliding_window_tokens
     steps = (float(work.loop_steps),) if program == "decode_loop" else ()
     if setting.attention != "xla":
@@ -63,21 +69,54 @@ def attention_trips(setting: Setting, program: str) -> tuple[float, ...]:
     return float(blocks), gathered / chunk / blocks
 
 
+def trips_within(setting: Setting, program: str) -> dict[str, tuple[float, ...]]:
+    """Returns by scope what `attention_trips` cannot tell apart: both parts of a mixed step have loops of their own."""
+    parts = {"decode_attention": "decode_step", "prefill_attention": "prefill_step"}
+    return {scope: attention_trips(setting, alone) for scope, alone in parts.items() if program == "mixed_step"}
+
+
 def step_counts(setting: Setting, program: str) -> StepCounts:
     """Returns the compiled step in the cost model's terms: every row is there and has the whole context."""
-    work, context, chunk = setting.work, setting.work.context_tokens, setting.work.chunk_tokens
+    if program == "prefill_step":
+        return _prefill_counts(setting)
+    if program == "verify_step":
+        return _verify_counts(setting)
+    decode = _decode_counts(setting, setting.work.loop_steps if program == "decode_loop" else 1)
+    if program != "mixed_step":
+        return decode
+    prefill = _prefill_counts(setting)
+    both = {name: getattr(decode, name) + getattr(prefill, name) for name in _summed()}
+    return dataclasses.replace(decode, **both)
+
+
+def _summed() -> list[str]:
+    """What a step of two parts has of both; its one device step is no part's own."""
+    return [field.name for field in dataclasses.fields(StepCounts) if field.name != "steps"]
+
+
+def _decode_counts(setting: Setting, steps: int) -> StepCounts:
+    work, context = setting.work, setting.work.context_tokens
     window = setting.model.sliding_window_tokens or context
-    if program in DECODES:
-        steps = work.loop_steps if program == "decode_loop" else 1
-        lengths = [context - step for step in range(steps)]
-        return StepCounts(
-            steps=steps,
-            decode_seqs=work.batch,
-            decode_kv_tokens=work.batch * sum(lengths),
-            decode_window_tokens=work.batch * sum(min(length, window) for length in lengths),
-            sampled=steps * work.batch,
-        )
-    past = context - chunk
+    lengths = [context - step for step in range(steps)]
+    return StepCounts(
+        steps=steps,
+        decode_seqs=work.batch,
+        decode_kv_tokens=work.batch * sum(lengths),
+        decode_window_tokens=work.batch * sum(min(length, window) for length in lengths),
+        sampled=steps * work.batch,
+    )
+
+
+def _verify_counts(setting: Setting) -> StepCounts:
+    work = setting.work
+    past = work.context_tokens - 1 - work.draft_tokens
+    step = Verification(rows=work.batch, past_tokens=past, draft_tokens=work.draft_tokens)
+    return verify_counts(step, setting.model.sliding_window_tokens)
+
+
+def _prefill_counts(setting: Setting) -> StepCounts:
+    context, chunk = setting.work.context_tokens, setting.work.chunk_tokens
+    window, past = setting.model.sliding_window_tokens or context, context - chunk
     return StepCounts(
         prefill_seqs=1,
         prefill_tokens=chunk,
@@ -102,13 +141,16 @@ def roofline_parts(setting: Setting, counts: StepCounts) -> dict[str, float]:
 def model_flops(setting: Setting, counts: StepCounts) -> float:
     """Returns the cost model's FLOPs of one chip: products, and attention over the pairs that are needed.
 
-    Attention is left out where a kernel computes it, whose products are not in the program's text.
+    Attention is left out where a kernel computes it, whose products are not in the program's text. Turns in which a
+    pipeline's stage idles are not needed, and not counted.
     """
     full = setting.model.sliding_window_tokens is None
-    pairs = counts.decode_kv_tokens + counts.prefill_pairs
-    pairs = pairs if full else counts.decode_window_tokens + counts.prefill_window_pairs
+    pairs = counts.decode_kv_tokens + counts.drafted_pairs + counts.prefill_pairs
+    if not full:
+        pairs = counts.decode_window_tokens + counts.drafted_window_pairs + counts.prefill_window_pairs
     attention = attention_flops(setting.model, pairs) if setting.attention == "xla" else 0
-    return (matmul_flops(setting.model, counts.new_tokens, counts.sampled) + attention) / setting.cluster.tensor
+    chips = split_of(setting.cluster).replica_chips
+    return (matmul_flops(setting.model, counts.new_tokens, counts.sampled) + attention) / chips
 
 
 def _stack(model: ModelSpec, field: str, how: Storage | None, ways: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -120,14 +162,17 @@ def _stack(model: ModelSpec, field: str, how: Storage | None, ways: int) -> tupl
 
 
 def layer_arrays(setting: Setting) -> tuple[tuple[int, ...], ...]:
-    """Returns the shapes, on one chip, of one layer's matrices and KV, and of all layers' together."""
-    model, work, ways = spread(setting.model, setting.cluster.tensor), setting.work, setting.cluster.tensor
+    """Returns the shapes, on one chip, of one layer's matrices and KV, and of all the chip's layers' together."""
+    mesh, work = setting.cluster.mesh, setting.work
+    model = spread(setting.model, split_of(setting.cluster).head_ways)
 
-    def on_chip(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:
-        return tuple(size // (ways if axis in sharding.RULES else 1) for size, axis in zip(shape, axes, strict=True))
+    def on_chip(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(size // sharding.ways_along(mesh, axis) for size, axis in zip(shape, axes, strict=True))
 
     how = storage(setting.precision)
-    stacks = [on_chip(*_stack(model, field, how, ways)) for field in MATRICES]
+    stacks = [on_chip(*_stack(model, field, how, setting.cluster.tensor)) for field in MATRICES]
+    if model.moe is not None:
+        stacks += [on_chip(*_stack(model, field, None, 1)) for field in ("w_experts_gate_up", "w_experts_down")]
     pool = (model.layers, work.pages, work.page_tokens, model.kv_heads, 2, model.head_size)
-    stacks.append(on_chip(pool, (None, None, None, "kv_heads", None, None)))
+    stacks.append(on_chip(pool, ("layers", "pages", "offsets", "kv_heads", "key_or_value", "head_size")))
     return (*stacks, *(stack[1:] for stack in stacks))

@@ -23,10 +23,12 @@ from nanoserve.executors.aot_expected import (
     model_flops,
     roofline_parts,
     step_counts,
+    trips_within,
 )
 from nanoserve.roofline import compiled as hlo
 from nanoserve.roofline.compiled_traffic import hbm_bytes
 from nanoserve.roofline.memory import activation_peak_bytes, weight_bytes_per_chip
+from nanoserve.roofline.split import split_of
 from nanoserve.roofline.storage import kv_bytes_per_chip, kv_scale_bytes_per_chip
 from nanoserve.specs.chips import ChipSpec
 
@@ -130,9 +132,9 @@ def describe(compiled: Compiled, setting: Setting) -> ProgramReport:
     common = {"name": compiled.name, "lower_s": compiled.lower_s, "compile_s": compiled.compile_s}
     if compiled.refused:
         return ProgramReport(refused=compiled.refused, **common)
-    trips = attention_trips(setting, compiled.name)
+    trips, within = attention_trips(setting, compiled.name), trips_within(setting, compiled.name)
     program = hlo.parse(compiled.text)
-    ran = hlo.executed(program, hlo.Assumed(trips, dearest_branch=setting.temperature > 0))
+    ran = hlo.executed(program, hlo.Assumed(trips, dearest_branch=setting.temperature > 0, within=within))
     counts = step_counts(setting, compiled.name)
     roofline = roofline_parts(setting, counts)
     priced = _Prices(program, setting.cluster.chip)
@@ -191,10 +193,11 @@ def clock_hz(chip: ChipSpec) -> float:
 
 def memory(compiled: Compiled, setting: Setting) -> Memory:
     """Returns the compiler's bytes beside the memory model's."""
-    model, precision, ways, work = setting.model, setting.precision, setting.cluster.tensor, setting.work
-    found = compiled.memory
-    tokens, rows = (work.chunk_tokens, 1) if compiled.name == "prefill_step" else (work.batch, work.batch)
-    token_bytes = kv_bytes_per_chip(model, precision, ways) + kv_scale_bytes_per_chip(model, precision, ways)
+    model, precision, split, work = setting.model, setting.precision, split_of(setting.cluster), setting.work
+    found, parts = compiled.memory, (split.head_ways, split.pipeline)
+    counts = step_counts(setting, compiled.name)
+    tokens, rows = counts.new_tokens // counts.steps, counts.sampled // counts.steps
+    token_bytes = kv_bytes_per_chip(model, precision, *parts) + kv_scale_bytes_per_chip(model, precision, *parts)
     return Memory(
         weights=compiled.weight_bytes,
         kv=compiled.kv_bytes,
@@ -203,9 +206,9 @@ def memory(compiled: Compiled, setting: Setting) -> Memory:
         output=found["output"],
         alias=found["alias"],
         code=found["generated_code"],
-        model_weights=weight_bytes_per_chip(model, precision, ways),
+        model_weights=weight_bytes_per_chip(model, precision, split),
         model_kv=work.pages * work.page_tokens * token_bytes,
-        model_activations=activation_peak_bytes(model, precision, ways, tokens, rows),
+        model_activations=activation_peak_bytes(model, precision, split.tensor, tokens, rows),
     )
 
 

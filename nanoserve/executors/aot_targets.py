@@ -53,7 +53,7 @@ def topology_name(chip: ChipSpec, count: int) -> str:
 
 
 def _tpus(cluster: ClusterSpec) -> list[Any]:
-    name = topology_name(cluster.chip, cluster.tensor)
+    name = topology_name(cluster.chip, cluster.count)
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "compiling for a TPU needs libtpu, which is not installed. Install the extra: pip install -e '.[tpu-aot]'"
@@ -72,8 +72,8 @@ def _tpus(cluster: ClusterSpec) -> list[Any]:
 
 
 def _gpus(cluster: ClusterSpec) -> list[Any]:
-    if cluster.tensor > MOST_GPUS:
-        raise ConfigError(f"{cluster.tensor} x {cluster.chip.name}: a host of at most {MOST_GPUS} can be compiled for")
+    if cluster.count > MOST_GPUS:
+        raise ConfigError(f"{cluster.count} x {cluster.chip.name}: a host of at most {MOST_GPUS} can be compiled for")
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         raise ConfigError(
             "compiling for an NVIDIA GPU needs its compilers, which are not installed. `make aot-gpu` makes an "
@@ -83,7 +83,7 @@ def _gpus(cluster: ClusterSpec) -> list[Any]:
 
     try:
         topology = topologies.get_topology_desc(
-            platform="cuda", target_config=target_config(cluster.chip), topology=f"1x1x{cluster.tensor}"
+            platform="cuda", target_config=target_config(cluster.chip), topology=f"1x1x{cluster.count}"
         )
     except NotImplementedError as error:  # jax drops a plugin that finds no driver, unless told not to look for one
         raise ConfigError("the compiler for NVIDIA GPUs wants JAX_PLATFORMS=cpu in the environment") from error

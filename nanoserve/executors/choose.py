@@ -27,21 +27,24 @@ class Choice:
     device_kind: str
 
 
-def choose_executor(asked: str, model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> Choice:
+def choose_executor(
+    asked: str, model: ModelSpec, cluster: ClusterSpec, precision: Precision, *beside: ClusterSpec
+) -> Choice:
     """Decides.
 
     Args:
       asked: `auto`, `jax` or `roofline`.
-      model, cluster, precision: what would have to run, where, and how.
+      model, cluster, precision: what would have to run, where, and how. beside: clusters that run it as well, on chips
+        of their own.
 
     Raises:
       ConfigError: `jax` was asked for and cannot run here; the message says why.
     """
-    chips = f"{cluster.count} x {cluster.chip.name}"
+    chips = " + ".join(f"{each.count} x {each.chip.name}" for each in (cluster, *beside))
     simulated = f"{chips} (simulated)"
     if asked == "roofline":
         return Choice("roofline", "simulated because the roofline executor was asked for", simulated)
-    obstacle = jax_obstacle(model, cluster, precision)
+    obstacle = jax_obstacle(model, cluster, precision, *beside)
     if obstacle and asked == "jax":
         raise ConfigError(
             f"cannot execute {model.name} on {chips} with JAX: {obstacle}. Use --executor=auto to simulate it"
@@ -55,35 +58,50 @@ def choose_executor(asked: str, model: ModelSpec, cluster: ClusterSpec, precisio
     return Choice("jax", f"executed with JAX on {chips} ({kind}): {why}", kind)
 
 
-def jax_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
+def jax_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision, *beside: ClusterSpec) -> str:
     """Why JAX cannot execute a model here, or an empty string."""
-    return (
-        mesh_obstacle(cluster)
-        or _device_obstacle(cluster)
-        or _decoder_obstacle(model, cluster, precision)
-        or _memory_obstacle(model, cluster, precision)
-    )
+    obstacle = _device_obstacle(cluster, *beside)
+    for each in (cluster, *beside):
+        obstacle = obstacle or program_obstacle(model, each, precision) or _memory_obstacle(model, each, precision)
+    return obstacle
 
 
-def _decoder_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
+def program_obstacle(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> str:
+    """Why there is no program for a model on a mesh, wherever its chips are, or an empty string."""
     from nanoserve.executors import precisions
     from nanoserve.model.params import supports
+    from nanoserve.model.sharding import TENSOR, device_axes
 
-    ways = cluster.count * cluster.chip.jax_devices_per_chip
-    return supports(model) or precisions.obstacle(model, cluster.chip, precision, ways)
-
-
-def mesh_obstacle(cluster: ClusterSpec) -> str:
-    """Why a mesh cannot be executed wherever its chips are, or an empty string."""
-    others = [axis for axis, size in cluster.mesh.items() if axis != "tensor" and size > 1]
-    return f"the mesh axis '{others[0]}' is priced but not executed yet" if others else ""
+    ways = device_axes(cluster)[TENSOR]
+    return supports(model) or mesh_obstacle(model, cluster) or precisions.obstacle(model, cluster.chip, precision, ways)
 
 
-def _device_obstacle(cluster: ClusterSpec) -> str:
+def mesh_obstacle(model: ModelSpec, cluster: ClusterSpec) -> str:
+    """Why a model cannot be cut over a mesh, or an empty string; every other mesh is executed."""
+    from nanoserve.model.params import spread
+    from nanoserve.model.sharding import EXPERT, TENSOR, check_divides, device_axes
+
+    axes = device_axes(cluster)
+    ways = axes.get(EXPERT, 1) * axes[TENSOR]
+    if axes.get(EXPERT, 1) > 1 and cluster.expert_divides == "sequences":
+        return (
+            "the mesh axis 'expert' divides sequences, which is priced but not executed; Cluster.expert_divides = "
+            "'heads' is both"
+        )
+    try:
+        check_divides(axes, spread(model, ways))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _device_obstacle(cluster: ClusterSpec, *beside: ClusterSpec) -> str:
     import jax
 
-    chip = cluster.chip
-    wanted = cluster.count * chip.jax_devices_per_chip
+    chip, count = cluster.chip, cluster.count + sum(each.count for each in beside)
+    if any(each.chip != chip for each in beside):
+        return "pools of different chips are priced but not executed"
+    wanted = count * chip.jax_devices_per_chip
     try:
         devices = jax.devices(chip.platform)
     except RuntimeError:  # JAX has no such backend here
@@ -92,8 +110,7 @@ def _device_obstacle(cluster: ClusterSpec) -> str:
     if len(here) < wanted:
         present = jax.devices()
         return (
-            f"the config asks for {cluster.count} x {chip.name} and this machine has "
-            f"{len(present)} x {present[0].device_kind}"
+            f"the config asks for {count} x {chip.name} and this machine has {len(present)} x {present[0].device_kind}"
         )
     return ""
 

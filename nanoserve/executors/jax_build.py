@@ -2,19 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from kernels.pallas import compat
 from kernels.pallas.paged_attention import ledger, xla
 from kernels.pallas.paged_attention.api import IMPLEMENTATIONS, Choice
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.sequence import pages_for
-from nanoserve.engine.types import EngineConfig
+from nanoserve.executors.arrays import Ladders, RequestSampling
 from nanoserve.executors.buckets import best_ladder, geometric_ladder
-from nanoserve.executors.jax_executor import JaxExecutor, KvLedger, Ladders, RequestSampling
+from nanoserve.executors.host_pages import HostPages
+from nanoserve.executors.jax_executor import JaxExecutor
+from nanoserve.executors.one_shape import OneShapeCalls, one_shape_ladders
 from nanoserve.executors.precisions import JAX_DTYPES, KV_DTYPES, storage_on, weights_dtype
+from nanoserve.executors.step_calls import KvLedger
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.model import sharding
 from nanoserve.model.attention import attention_for, choose_attention
@@ -22,7 +28,9 @@ from nanoserve.model.params import Params, from_tensors, spread
 from nanoserve.model.places import state_places
 from nanoserve.model.quantising import quantiser
 from nanoserve.model.step import DeviceState, Steps, init_state, make_steps
-from nanoserve.specs.chips import Precision
+from nanoserve.model.verify import SpeculativeSteps, make_speculative_steps
+from nanoserve.specs.chips import ClusterSpec, Precision
+from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.types import Trace
 from nanoserve.weights.types import TensorSource
@@ -37,13 +45,15 @@ class LoadedModel:
     """A model that is ready to run: its entry points and its weights where they will be used.
 
     Attributes:
-      spec, steps, params: the model as its chips execute it. kv_dtype: of the pages.
+      spec, steps, params: the model as its chips execute it. speculative: the entry points that speculation adds.
+      kv_dtype: of the pages.
       attention: the implementation, and why it was picked.
       places: where a state lives, None where it does not matter.
     """
 
     spec: ModelSpec
     steps: Steps
+    speculative: SpeculativeSteps
     params: Params
     kv_dtype: str
     attention: Choice
@@ -55,25 +65,33 @@ def load_model(
     weights: TensorSource,
     precision: Precision,
     *,
-    ways: int = 1,
+    mesh: Mesh | None = None,
     attention: Choice = PLAIN,
 ) -> LoadedModel:
-    """Reads the weights onto the first `ways` devices.
+    """Reads the weights onto the devices of a mesh.
+
+    Args:
+      spec, weights, precision: the model, its checkpoint, and how it is stored.
+      mesh: of one replica (`sharding.replicas`); None for the default device.
+      attention: as `attention_here` chose it.
 
     Raises:
       WeightsError: the checkpoint is not the model's. ConfigError: the model cannot be cut over the devices.
     """
-    mesh = sharding.make_mesh(jax.devices()[:ways]) if ways > 1 else None
+    device = mesh.devices.flat[0] if mesh else jax.devices()[0]
     place = sharding.placer(mesh) if mesh else None
-    kv_dtype, executed = KV_DTYPES[precision.kv], spread(spec, ways)
+    ways = sharding.ways_of(mesh)
+    kv_dtype, executed = KV_DTYPES[precision.kv], spread(spec, ways.heads)
     places = state_places(executed, attention.name, kv_dtype, mesh)
-    how = storage_on(jax.devices()[0], spec, precision, ways)
+    how = storage_on(device, spec, precision, ways.columns)
     quantise = quantiser(how, mesh) if how else None
     bound = attention_for(executed, attention.name, mesh)
-    options = compat.compiler_options(jax.devices()[0])
+    options = compat.compiler_options(device)
+    made = {"attention": bound, "places": places, "compiler_options": options}
     return LoadedModel(
         spec=executed,
-        steps=make_steps(executed, attention=bound, places=places, compiler_options=options),
+        steps=make_steps(executed, **made),
+        speculative=make_speculative_steps(executed, **made),
         params=from_tensors(spec, weights, weights_dtype(precision), place, ways, quantise),
         kv_dtype=kv_dtype,
         attention=attention,
@@ -81,10 +99,24 @@ def load_model(
     )
 
 
+def replica_meshes(clusters: Sequence[ClusterSpec]) -> list[list[Mesh | None]]:
+    """The meshes of every replica of some clusters, which get devices of their own, one cluster after the other."""
+    meshes, taken = [], 0
+    for cluster in clusters:
+        axes = sharding.device_axes(cluster)
+        devices = jax.devices()[taken : taken + math.prod(axes.values())]
+        meshes.append(sharding.replicas(sharding.make_mesh(devices, axes)))
+        taken += len(devices)
+    return [[None]] if taken == 1 else meshes
+
+
 def attention_here(
     asked: str, spec: ModelSpec, precision: Precision, config: EngineConfig, ladders: Ladders, ways: int = 1
 ) -> Choice:
     """The implementation of paged attention for the default device: `auto`, or the name of one.
+
+    Args:
+      asked, spec, precision, config, ladders: what runs, and in which shapes. ways: chips that share the heads.
 
     Raises:
       ConfigError: a name that does not exist, or that cannot serve this model.
@@ -116,14 +148,14 @@ def build_jax_executor(
     Args:
       model: what runs. config: slots and page size. num_pages: of the pool.
       ladders: what to compile. book: token ids. sampling: per request. seed: of the sampling keys.
+
+    Raises:
+      ConfigError: pages are to be swapped, and several processes run the model.
     """
-    sizes = {"pages": num_pages, "page_tokens": config.page_tokens, "slots": config.max_seqs, "dtype": model.kv_dtype}
-    # Inside jit, so that a pool which fills the memory is made where it will live, and not copied there.
-    make_state = jax.jit(functools.partial(init_state, model.spec, **sizes), out_shardings=model.places)
-    return JaxExecutor(
+    executor = JaxExecutor(
         steps=model.steps,
         params=model.params,
-        state=make_state(),
+        state=empty_state(model, config, num_pages),
         ladders=ladders,
         book=book,
         sampling=sampling,
@@ -132,20 +164,44 @@ def build_jax_executor(
         attention=f"{model.attention.name}: {model.attention.why}",
         ledger=_ledger(model, config.page_tokens, ladders.table_pages),
     )
+    if config.preemption != "recompute":
+        _check_one_process(config.preemption)
+        executor.movers.append(HostPages(executor, ladders.table_pages, model.places))
+    if config.batch_invariant:
+        executor.calls = OneShapeCalls(executor)
+    return executor
+
+
+def _check_one_process(preemption: str) -> None:
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"Engine.preemption = '{preemption}' copies pages to the memory of one process, and {jax.process_count()} "
+            "run this engine together. Choose 'recompute', or run it in one process"
+        )
+
+
+def empty_state(model: LoadedModel, config: EngineConfig, num_pages: int) -> DeviceState:
+    """A state of `num_pages` empty pages, made inside jit: a pool that fills the memory is not copied to its place."""
+    sizes = {"pages": num_pages, "page_tokens": config.page_tokens, "slots": config.max_seqs, "dtype": model.kv_dtype}
+    return jax.jit(functools.partial(init_state, model.spec, **sizes), out_shardings=model.places)()
 
 
 def ladders_for(trace: Trace, config: EngineConfig, most_tokens: int | None = None) -> Ladders:
     """Buckets that pad this trace little: prefill rungs from its chunk sizes, decode rungs by factors of four.
+
+    Where the config wants batch invariance, the one shape of its steps, which no trace has a part in.
 
     Args:
       trace: what will run. config: budgets and limits.
       most_tokens: prompt and output of the longest request that is not refused; None means the trace's longest. Without
         it one absurd row of a trace would make every page table as wide as itself.
     """
+    total = trace.prompt_tokens + trace.output_tokens
+    if config.batch_invariant:
+        return one_shape_ladders(config, int(total.max()) if most_tokens is None else most_tokens)
     budget = config.max_step_tokens
     if config.prefill_chunk_tokens is not None:
         budget = min(budget, config.prefill_chunk_tokens)
-    total = trace.prompt_tokens + trace.output_tokens
     longest = int(total.max()) if most_tokens is None else min(int(total.max()), most_tokens)
     prompts = trace.prompt_tokens[total <= longest]
     rests = prompts % budget
@@ -160,7 +216,7 @@ def ladders_for(trace: Trace, config: EngineConfig, most_tokens: int | None = No
 
 
 def _ledger(model: LoadedModel, page_tokens: int, table_pages: int) -> KvLedger:
-    """What one chip's attention fetches of a layer, for the padding account."""
+    """What one chip's attention fetches of a layer, for the padding account; as if a pipeline's steps were not cut."""
     window = model.spec.sliding_window_tokens
     if model.attention.name == "xla":
         decode = functools.partial(xla.decode_gathered_tokens, table_pages=table_pages)
@@ -171,7 +227,7 @@ def _ledger(model: LoadedModel, page_tokens: int, table_pages: int) -> KvLedger:
 
     def gathered(decode_lens: np.ndarray, kv_lens: np.ndarray, q_lens: np.ndarray, tokens: int) -> int:
         total = decode(decode_lens, page_tokens=page_tokens, window=window) if len(decode_lens) else 0
-        if len(kv_lens):
+        if tokens:
             total += prefill(kv_lens, q_lens, tokens=tokens, page_tokens=page_tokens, window=window)
         return total
 
@@ -180,7 +236,7 @@ def _ledger(model: LoadedModel, page_tokens: int, table_pages: int) -> KvLedger:
 
 def _kernels_prefill(model: LoadedModel, page_tokens: int, table_pages: int) -> Callable[..., int]:
     """`ledger.prefill_gathered_tokens` with the tiles of the model's kernel."""
-    spec, ways, shaped = model.spec, model.params.layers.ways, jax.ShapeDtypeStruct
+    spec, ways, shaped = model.spec, model.params.layers.ways.heads, jax.ShapeDtypeStruct
     kernel = IMPLEMENTATIONS[model.attention.name]
     kv_pages = shaped((1, page_tokens, spec.kv_heads // ways, 2, spec.head_size), model.kv_dtype)
 

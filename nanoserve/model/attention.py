@@ -23,7 +23,7 @@ from kernels.pallas import compat
 from kernels.pallas.paged_attention import api as paged_attention
 from kernels.pallas.paged_attention.api import Choice
 from nanoserve.model.pool import KvPool, Slots, layer_shapes, needs_scales, write
-from nanoserve.model.sharding import TENSOR
+from nanoserve.model.sharding import SHARED, ways_of
 from nanoserve.specs.models import ModelSpec, layer_windows
 
 Attend = Callable[..., tuple[Float[Array, "T H h"], KvPool]]
@@ -55,7 +55,7 @@ class PagedAttention:
           pool: pages of every layer; only shapes are looked at.
           page_table_BN, kv_lens_B: as in the contract, for the pages of one layer.
         """
-        return self._part("decode", pool, len(kv_lens_B), page_table_BN, kv_lens_B)
+        return self.part("decode", pool, len(kv_lens_B), page_table_BN, kv_lens_B)
 
     def prefill(
         self,
@@ -66,25 +66,26 @@ class PagedAttention:
         cu_q_lens: Int32[Array, " R+1"],
     ) -> "Part":
         """Prompt chunks of T = `tokens` with padding; other arguments as for `decode` and in the contract."""
-        return self._part("prefill", pool, tokens, page_table_RN, kv_lens_R, cu_q_lens)
+        return self.part("prefill", pool, tokens, page_table_RN, kv_lens_R, cu_q_lens)
 
-    def attend(self, slots: Slots, parts: Sequence["Part"]) -> Attend:
+    def attend(self, slots: Slots, parts: Sequence["Part"]) -> "Attending":
         """How a step's tokens attend: those of one part after those of the other.
 
         Args:
           slots: where the new keys and values go, of all tokens.
           parts: of the step, in the order of its tokens.
         """
-        by_window = {window: self._with_window(window, slots, parts) for window in self.windows}
-        return lambda q, k, v, pool, first_page, window: by_window[window](q, k, v, pool, first_page)
+        return Attending(attention=self, slots=slots, parts=tuple(parts))
 
-    def _part(self, kind: str, pool: KvPool, tokens: int, *rows: Array) -> "Part":
+    def part(self, kind: str, pool: KvPool, tokens: int, *rows: Array) -> "Part":
+        """A part of a step, of a kind that is known by its name; arguments as for that kind."""
         q, layer = shapes_on_one_chip(self.heads, tokens, layer_shapes(pool), self.mesh)
         make_work = functools.partial(getattr(paged_attention, f"{kind}_work"), implementation=self.implementation)
         work = {window: make_work(q, layer.pages, *rows, window=window) for window in self.windows}
         return Part(kind=kind, tokens=tokens, rows=rows, work=work)
 
-    def _with_window(self, window: int | None, slots: Slots, parts: Sequence["Part"]) -> Callable:
+    def with_window(self, window: int | None, slots: Slots, parts: Sequence["Part"]) -> Callable:
+        """What writes and attends in layers that have this window; see `Attending`."""
         how = {"window": window, "implementation": self.implementation, "scale": self.scale, "soft_cap": self.soft_cap}
 
         def on_one_chip(q_THh, k_TKh, v_TKh, pool, first_page, slots, of_parts):
@@ -115,6 +116,38 @@ class Part:
     tokens: int
     rows: tuple[Array, ...]
     work: Mapping[int | None, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attending:
+    """How the tokens of one step attend, in any layer.
+
+    Attributes:
+      attention: of the model. slots: where the new keys and values go, of all tokens.
+      parts: of the step, in the order of its tokens.
+    """
+
+    attention: PagedAttention
+    slots: Slots
+    parts: tuple[Part, ...]
+
+    def __call__(
+        self,
+        q_THh: Float[Array, "T H h"],
+        k_TKh: Float[Array, "T K h"],
+        v_TKh: Float[Array, "T K h"],
+        pool: KvPool,
+        first_page: Int32[Array, ""],
+        window: int | None,
+    ) -> tuple[Float[Array, "T H h"], KvPool]:
+        """Attended values, and the pages with the new keys and values in them.
+
+        Args:
+          q_THh, k_TKh, v_TKh: of the step's tokens.
+          pool: pages of all layers in one run. first_page, window: the layer's.
+        """
+        attend = self.attention.with_window(window, self.slots, self.parts)
+        return attend(q_THh, k_TKh, v_TKh, pool, first_page)
 
 
 def attention_for(spec: ModelSpec, implementation: str = "xla", mesh: Mesh | None = None) -> PagedAttention:
@@ -167,7 +200,7 @@ def choose_attention(
 
 def shapes_on_one_chip(heads: int, tokens: int, pool: KvPool, mesh: Mesh | None):
     """Shapes of the queries and of a layer's pool `[P, p, K, ...]` that one chip sees."""
-    ways = mesh.shape[TENSOR] if mesh else 1
+    ways = ways_of(mesh).heads
 
     def cut(array):
         P, p, K, *rest = array.shape
@@ -180,7 +213,7 @@ def _over_chips(on_one_chip: Callable, mesh: Mesh | None) -> Callable:
     """The function over a mesh: queries, keys, values and pages are cut along heads, the rest is whole."""
     if mesh is None:
         return on_one_chip
-    heads, pages, whole = PartitionSpec(None, TENSOR), PartitionSpec(None, None, TENSOR), PartitionSpec()
+    heads, pages, whole = PartitionSpec(None, SHARED), PartitionSpec(None, None, SHARED), PartitionSpec()
 
     def call(q_THh, k_TKh, v_TKh, pool, *rest):
         specs = (heads, heads, heads, pages, *[whole] * len(rest))

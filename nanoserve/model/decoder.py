@@ -10,6 +10,7 @@ Next: `feed_forward`, `rope`, then `step` (who calls this), `params` (the arrays
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -18,16 +19,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from kernels.pallas.einsum import einsum_f32
-from nanoserve.model import feed_forward
+from nanoserve.model import feed_forward, pipeline
 from nanoserve.model.attention import Attend
 from nanoserve.model.params import Layer, Params
 from nanoserve.model.pool import KvPool, by_layer, one_run
 from nanoserve.model.product import product
 from nanoserve.model.quantised import at_layer, is_quantised
 from nanoserve.model.rope import Rotation, rotate, rotation
+from nanoserve.model.sharding import stages_of, ways_of
 from nanoserve.specs.models import ModelSpec, layer_windows
 
-Carry = tuple[Float[Array, "T D"], KvPool]  # the residual stream, and the pages of all layers in one run
+Carry = tuple[Float[Array, "T D"], KvPool]  # the residual stream, and pages
 
 
 def forward(
@@ -45,8 +47,8 @@ def forward(
       spec, params: the model.
       pool: pages of every layer, [L, P, ...].
       tokens_T, positions_T: token ids, and their positions in their sequences.
-      attend: writes the tokens' keys and values of a layer, and attends (`attention.PagedAttention`).
-      mesh: the chips that share the weights' columns; None for one chip.
+      attend: writes the tokens' keys and values of a layer, and attends.
+      mesh: the chips that share the weights; None for one chip.
 
     Returns:
       The residual stream after the last layer (before the final norm), and the new pool.
@@ -54,20 +56,40 @@ def forward(
     Raises:
       ValueError: the weights' columns are ordered for another number of chips.
     """
-    if params.layers.ways != (mesh.size if mesh else 1):
-        raise ValueError(f"weights ordered for {params.layers.ways} chips, on a mesh {mesh}")
+    if params.layers.ways != ways_of(mesh):
+        raise ValueError(f"weights ordered for {params.layers.ways}, on a mesh {mesh}")
+    through = functools.partial(through_stage, spec, mesh=mesh)
+    through = pipeline.through_stages(through, mesh) if mesh and stages_of(mesh) > 1 else through
+    return through(params.layers, pool, embed(spec, params, tokens_T), positions_T, attend)
+
+
+def through_stage(
+    spec: ModelSpec,
+    layers: Layer,
+    pool: KvPool,
+    x_TD: Float[Array, "T D"],
+    positions_T: Int32[Array, " T"],
+    attend: Attend,
+    mesh: Mesh | None = None,
+) -> Carry:
+    """Tokens through some layers that follow each other: all, or those of a pipeline's stage.
+
+    Args:
+      spec, mesh: as for `forward`.
+      layers, pool: the layers' weights and pages. x_TD: the residual stream. positions_T, attend: its tokens'.
+    """
     turns = {window: rotation(spec, positions_T, window) for window in layer_windows(spec)}
 
     def layer_with(window: int | None, index: Int32[Array, ""], carry: Carry) -> Carry:
         x_TD, run = carry
-        layer = one_layer(params.layers, index)
+        layer = one_layer(layers, index)
         first_page = index * pool.pages.shape[1]
         attended_TD, run = attention(spec, layer, run, first_page, x_TD, turns[window], attend, window, mesh)
         x_TD += attended_TD
         x_TD += mlp(spec, layer, index, x_TD, mesh)
         return x_TD, run
 
-    x_TD, run = through_layers(spec, layer_with, (embed(spec, params, tokens_T), one_run(pool)))
+    x_TD, run = through_layers(spec, len(layers.attn_norm), layer_with, (x_TD, one_run(pool)))
     return x_TD, by_layer(run, pool)
 
 
@@ -86,7 +108,9 @@ def embed(spec: ModelSpec, params: Params, tokens_T: Int32[Array, " T"]) -> Floa
     return x_TD * jnp.asarray(spec.hidden**0.5, x_TD.dtype) if spec.scaled_embeddings else x_TD
 
 
-def through_layers(spec: ModelSpec, layer_with: Callable[[int | None, Array, Carry], Carry], carry: Carry) -> Carry:
+def through_layers(
+    spec: ModelSpec, layers: int, layer_with: Callable[[int | None, Array, Carry], Carry], carry: Carry
+) -> Carry:
     """Applies every layer in turn, in a loop over layers, or over periods of the pattern where windows alternate.
 
     Kernels want to know their window, so the layers of a period stand one after the other in the loop's body; those
@@ -96,12 +120,12 @@ def through_layers(spec: ModelSpec, layer_with: Callable[[int | None, Array, Car
     follows from the counter of one loop, and copies them otherwise.
 
     Args:
-      spec: the model.
+      spec: the model. layers: how many to go through, from one where the pattern of windows begins.
       layer_with: (window, index of the layer, carry) -> carry. carry: what goes into the first layer.
     """
     window = spec.sliding_window_tokens
     period = (spec.full_attention_every or 0) if window is not None else 0
-    whole, rest = divmod(spec.layers, period) if period else (0, spec.layers)
+    whole, rest = divmod(layers, period) if period else (0, layers)
 
     def one_period(index, carry: Carry) -> Carry:
         for place in range(period):

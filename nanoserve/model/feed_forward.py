@@ -5,8 +5,9 @@ ordered by expert, so that each expert's tokens lie together and one grouped pro
 the chosen ones only. How many pairs an expert has is data: shapes do not depend on it, and nothing is dropped.
 TPUs have a kernel for that product; for other chips XLA multiplies every pair with every expert's matrix and keeps one.
 
-Chips share the width of every feed-forward, experts included: each computes its own columns, and one sum over the chips
-ends the layer. Router and order are computed by every chip. Next: `decoder`, which calls this.
+Chips share the width of every feed-forward: each computes its own columns, and one sum over the chips ends the layer.
+Experts may be divided over groups of chips besides (the mesh axis `expert`): a group computes the pairs of its own, for
+all tokens, which every chip has. Router and order are computed by every chip. Next: `decoder`, which calls this.
 """
 
 import functools
@@ -23,7 +24,7 @@ from kernels.pallas.compat import row_major
 from kernels.pallas.einsum import einsum_f32
 from nanoserve.model.params import Layer
 from nanoserve.model.product import product
-from nanoserve.model.sharding import TENSOR, over_columns
+from nanoserve.model.sharding import EXPERT, SHARED, TENSOR, over_columns
 from nanoserve.specs.models import Activation, MoeSpec
 
 ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
@@ -40,12 +41,14 @@ class Routing(NamedTuple):
     Attributes:
       weights_TA: factor of each chosen expert's output, float32.
       order_R: pairs ordered by expert; pair `t A + a` is token t's choice a.
-      counts_E: pairs of each expert.
+      counts_E: pairs of each expert, in this order.
+      pairs: how many these are in all; the others, at the end, are other chips'. None where there are no others.
     """
 
     weights_TA: Float[Array, "T A"]
     order_R: Int32[Array, " R"]
     counts_E: Int32[Array, " E"]
+    pairs: Int32[Array, ""] | None = None
 
 
 def dense(
@@ -75,7 +78,7 @@ def experts(
 
     Args:
       layer: with the experts of all layers. index: which layer's.
-      moe, activation: the model's. normed_TD: tokens. mesh: chips that share the experts' width; None for one.
+      moe, activation: the model's. normed_TD: tokens. mesh: chips that share the experts; None for one.
     """
     routing = route(moe, einsum_f32("TD,DE->TE", normed_TD, layer.router))
     on_one_chip = functools.partial(_chosen_experts, ACTIVATIONS[activation])
@@ -83,10 +86,12 @@ def experts(
     if mesh is None:
         return on_one_chip(*arguments)
 
-    def on_each_chip(*arguments):
-        return jax.lax.psum(on_one_chip(*arguments), TENSOR)
+    def on_each_chip(normed_TD, routing, index, w_gate_up_LEDC, w_down_LEFD):
+        mine = _of_group(routing, jax.lax.axis_index(EXPERT), w_gate_up_LEDC.shape[1])
+        return jax.lax.psum(on_one_chip(normed_TD, mine, index, w_gate_up_LEDC, w_down_LEFD), SHARED)
 
-    whole, columns, rows = PartitionSpec(), PartitionSpec(None, None, None, TENSOR), PartitionSpec(None, None, TENSOR)
+    whole = PartitionSpec()
+    columns, rows = PartitionSpec(None, EXPERT, None, TENSOR), PartitionSpec(None, EXPERT, TENSOR)
     in_specs = (whole, whole, whole, columns, rows)
     return compat.shard_map(on_each_chip, mesh=mesh, in_specs=in_specs, out_specs=whole)(*arguments)
 
@@ -101,6 +106,15 @@ def route(moe: MoeSpec, scores_TE: Float[Array, "T E"]) -> Routing:
     return Routing(weights_TA, jnp.argsort(chosen_R), jnp.bincount(chosen_R, length=moe.experts).astype(jnp.int32))
 
 
+def _of_group(routing: Routing, group: Int32[Array, ""], held: int) -> Routing:
+    """The routing as a group of chips sees it that holds `held` experts: their pairs first."""
+    if held == len(routing.counts_E):
+        return routing
+    counts_E = jax.lax.dynamic_slice_in_dim(routing.counts_E, group * held, held)
+    before = jnp.sum(jnp.where(jnp.arange(len(routing.counts_E)) < group * held, routing.counts_E, 0))
+    return Routing(routing.weights_TA, jnp.roll(routing.order_R, -before), counts_E, jnp.sum(counts_E))
+
+
 def _chosen_experts(
     activation: Callable[[Array], Array],
     x_TD: Float[Array, "T D"],
@@ -109,11 +123,13 @@ def _chosen_experts(
     w_gate_up_LEDC: Float[Array, "L E D C"],
     w_down_LEFD: Float[Array, "L E F D"],
 ) -> Float[Array, "T D"]:
-    """One chip's columns of every expert: its part of the sum over the width."""
+    """One chip's columns of the experts that it holds: its part of the sum over experts and their width."""
     T, A = routing.weights_TA.shape
     x_RD = x_TD[routing.order_R // A]
     hidden_RF = _gated(activation, _grouped(x_TD.dtype, x_RD, index, w_gate_up_LEDC, routing.counts_E))
     out_RD = _grouped(jnp.float32, hidden_RF, index, w_down_LEFD, routing.counts_E)
+    if routing.pairs is not None:  # what a grouped product makes of rows without a group is not said
+        out_RD = jnp.where(jnp.arange(T * A)[:, None] < routing.pairs, out_RD, 0.0)
     # Back in the order of tokens, each adds up its own: never a sum whose order depends on neighbours.
     out_TAD = jnp.zeros_like(out_RD).at[routing.order_R].set(out_RD, unique_indices=True).reshape(T, A, -1)
     return jnp.sum(out_TAD * routing.weights_TA[:, :, None], axis=1).astype(x_TD.dtype)

@@ -5,8 +5,8 @@ follow from it. Query, key and value are one matrix, whose columns are for each 
 then its value: a step reads them in one product, and tensor parallelism cuts them between KV heads only. All matrices
 have two axes: of a product over three, the TPU compiler copied the layer's matrix first, at three times the product.
 
-How columns are ordered depends on `ways`, the chips that share them: gate and up are one matrix, of which each chip has
-its part of the gate and then its part of up; and where there are more chips than KV heads, each has a copy of one.
+How columns are ordered depends on the chips that share them (`Ways`): gate and up are one matrix, of which each chip
+has its part of the gate and then its part of up; and where there are more chips than KV heads, each has a copy of one.
 
 Layers are stacked along a leading axis and scanned, so that a program's size and compile time do not grow with depth.
 Next: `decoder` (how they are used), `sharding` (where they live).
@@ -14,7 +14,7 @@ Next: `decoder` (how they are used), `sharding` (where they live).
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "mlp_norm": ("layers", "hidden"),
     "w_gate_up": ("layers", "hidden", "gate_up"),
     "w_down": ("layers", "ffn", "hidden"),
-    "router": ("layers", "hidden", "experts"),
+    "router": ("layers", "hidden", "choices"),
     "w_experts_gate_up": ("layers", "experts", "hidden", "gate_up"),
     "w_experts_down": ("layers", "experts", "ffn", "hidden"),
     "post_mlp_norm": ("layers", "hidden"),
@@ -53,13 +53,28 @@ AXES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+class Ways(NamedTuple):
+    """How many chips share a layer, which decides how its columns are ordered.
+
+    Attributes:
+      heads: share its heads. columns: share the width of its feed-forward, or of each expert: fewer than `heads` where
+        the experts are divided, too.
+    """
+
+    heads: int = 1
+    columns: int = 1
+
+
+ALONE = Ways()
+
+
 @struct.dataclass
 class Layer:
     """A decoder layer's weights; in `Params` all layers' at once, inside the scan one layer's, without the leading L.
 
     An array is None in the families that have no such part; of the two kinds of feed-forward, so are the arrays of the
     other one: `w_gate_up` and `w_down` where there are experts, `router` and the experts' matrices where there are not.
-    `ways` is how many chips the columns are for.
+    `ways` says which chips the columns are for.
     """
 
     attn_norm: Float[Array, "L D"]
@@ -76,7 +91,7 @@ class Layer:
     w_experts_gate_up: Float[Array, "L E D 2*F"]
     w_experts_down: Float[Array, "L E F D"]
     post_mlp_norm: Float[Array, "L D"] | None
-    ways: int = struct.field(pytree_node=False, default=1)
+    ways: Ways = struct.field(pytree_node=False, default=ALONE)
 
 
 LAYER_FIELDS = tuple(field.name for field in dataclasses.fields(Layer) if field.name in AXES)
@@ -125,6 +140,7 @@ def shape_of(spec: ModelSpec, field: str) -> tuple[int, ...]:
         "gate_up": 2 * feed_forward_width(spec),
         "ffn": feed_forward_width(spec),
         "experts": expert_count(spec),
+        "choices": expert_count(spec),
     }
     return tuple(sizes[axis] for axis in AXES[field])
 
@@ -156,13 +172,13 @@ def spread(spec: ModelSpec, ways: int) -> ModelSpec:
     return dataclasses.replace(spec, kv_heads=ways)
 
 
-def build(spec: ModelSpec, make: Callable[[str], Any], ways: int = 1) -> Params:
+def build(spec: ModelSpec, make: Callable[[str], Any], ways: Ways = ALONE) -> Params:
     """A `Params` whose array of `field` is `make(field)`, made one at a time.
 
     Args:
       spec: decides which arrays exist.
       make: called with a key of `AXES`.
-      ways: chips that the columns are ordered for.
+      ways: the chips that columns are ordered for.
 
     Raises:
       ConfigError: if no decoder computes the model.
@@ -197,14 +213,14 @@ def _absent(spec: ModelSpec) -> frozenset[str]:
     return frozenset(field for fields, present in parts.items() if not present for field in fields)
 
 
-def abstract(spec: ModelSpec, dtype: DTypeLike, ways: int = 1, how: Storage | None = None) -> Params:
+def abstract(spec: ModelSpec, dtype: DTypeLike, ways: Ways = ALONE, how: Storage | None = None) -> Params:
     """Shapes without memory, for ahead-of-time compilation by `ways` chips; matrices stored `how`, if it is given."""
-    executed = spread(spec, ways)
+    executed = spread(spec, ways.heads)
 
     def make(field: str):
         shape = shape_of(executed, field)
         if how and field in quantised.MATRICES:
-            return quantised.abstract(field, shape, how, ways)
+            return quantised.abstract(field, shape, how, ways.columns)
         return jax.ShapeDtypeStruct(shape, dtype)
 
     return build(executed, make, ways)
@@ -220,7 +236,7 @@ def from_tensors(
     source: "TensorSource",
     dtype: DTypeLike,
     place: Place | None = None,
-    ways: int = 1,
+    ways: Ways = ALONE,
     quantise: Quantise | None = None,
 ) -> Params:
     """Reads a checkpoint, one array at a time: the host holds at most one kind of matrix of all layers.
@@ -230,14 +246,14 @@ def from_tensors(
       source: tensors by their Hugging Face names, in [out, in] orientation.
       dtype: of the result.
       place: where each array goes; the default device where None, `sharding.placer(mesh)` for a mesh.
-      ways: chips that share the columns.
+      ways: the chips that share a layer, `sharding.ways_of(mesh)`.
       quantise: makes the matrices of `quantised.MATRICES`, from what the checkpoint holds; None leaves them in `dtype`.
 
     Raises:
       WeightsError: naming a tensor that is missing or has another shape.
     """
     place = place or (lambda array, _: jnp.asarray(array))
-    executed = spread(spec, ways)
+    executed = spread(spec, ways.heads)
 
     def read(field: str, layer: int | None) -> np.ndarray:
         return _READERS[field](_Tensors(spec, source, layer, ways))
@@ -259,7 +275,7 @@ def from_tensors(
 class _Tensors:
     """The tensors of one layer by the last part of their names, checked before they are read."""
 
-    def __init__(self, spec: ModelSpec, source: "TensorSource", layer: int | None, ways: int):
+    def __init__(self, spec: ModelSpec, source: "TensorSource", layer: int | None, ways: Ways):
         self.spec, self.ways, self._source = spec, ways, source
         self._prefix = f"model.layers.{layer}."
 
@@ -293,7 +309,7 @@ def _bqkv(tensors: _Tensors) -> np.ndarray:
 
 def _qkv_rows(tensors: _Tensors, kind: str, *inputs: int) -> np.ndarray:
     """Weights or biases [K, G + 2, h, ...] of query, key and value, with a KV head for every chip."""
-    spec, executed = tensors.spec, spread(tensors.spec, tensors.ways)
+    spec, executed = tensors.spec, spread(tensors.spec, tensors.ways.heads)
     h, copies = spec.head_size, executed.kv_heads // spec.kv_heads
 
     def read(name: str, heads: int) -> np.ndarray:
@@ -305,10 +321,10 @@ def _qkv_rows(tensors: _Tensors, kind: str, *inputs: int) -> np.ndarray:
 
 
 def _w_gate_up(tensors: _Tensors, part: str = "mlp") -> np.ndarray:
-    spec, width = tensors.spec, feed_forward_width(tensors.spec)
+    spec, width, ways = tensors.spec, feed_forward_width(tensors.spec), tensors.ways.columns
     gate = tensors.read(f"{part}.gate_proj.weight", width, spec.hidden)
     up = tensors.read(f"{part}.up_proj.weight", width, spec.hidden)
-    parts = [matrix.T.reshape(spec.hidden, tensors.ways, width // tensors.ways) for matrix in (gate, up)]
+    parts = [matrix.T.reshape(spec.hidden, ways, width // ways) for matrix in (gate, up)]
     return np.stack(parts, axis=2).reshape(spec.hidden, 2 * width)
 
 

@@ -22,7 +22,7 @@ from nanoserve.specs.models import ModelSpec
 def state_places(
     spec: ModelSpec, implementation: str, kv_dtype: DTypeLike, mesh: Mesh | None = None
 ) -> DeviceState | None:
-    """Where each part of a state lives: pages cut along KV heads, so that attention needs no link; tokens everywhere.
+    """Where each part of a state lives: pages with their layer and KV head, so that attention needs no link.
 
     Args:
       spec: the model. kv_dtype: of the pages.
@@ -40,8 +40,8 @@ def state_places(
         return None
     heads = whole = SingleDeviceSharding(jax.devices()[0])
     if mesh is not None:
-        sharding.check_divides(mesh, spec)
-        heads = NamedSharding(mesh, PartitionSpec(None, None, None, sharding.RULES["kv_heads"]))
+        sharding.check_divides(mesh.shape, spec)
+        heads = NamedSharding(mesh, sharding.partition_spec(("layers", "pages", "offsets", "kv_heads")))
         whole = NamedSharding(mesh, PartitionSpec())
     pages, scales = (_stacked(order, heads) for order in orders or (None, None))
     return DeviceState(KvPool(pages, scales if needs_scales(kv_dtype) else None), whole)  # type: ignore[arg-type]

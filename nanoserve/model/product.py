@@ -21,7 +21,7 @@ from kernels.pallas.quant_matmul.weight import QuantWeight
 from nanoserve.model import quantised
 from nanoserve.model.params import shape_of, spread
 from nanoserve.model.quantised import MATRICES, QuantMatrix, Storage
-from nanoserve.model.sharding import TENSOR
+from nanoserve.model.sharding import SHARED
 from nanoserve.specs.models import ModelSpec
 
 PRODUCTS: Mapping[str | None, Any] = {None: api.quant_matmul, "int8": api.int8_matmul, "fp8": api.fp8_matmul}
@@ -49,18 +49,18 @@ def product(
         return multiply(x_TD, stack, layer=layer, out_dtype=dtype, implementation=how.implementation)
 
     def on_each_chip(x_TD, stack, layer):
-        return jax.lax.psum(on_one_chip(x_TD, stack, layer), TENSOR)
+        return jax.lax.psum(on_one_chip(x_TD, stack, layer), SHARED)
 
     arguments = x_TD, matrix.stack, matrix.index
     if mesh is None:
         return on_one_chip(*arguments)
-    whole, columns = PartitionSpec(), PartitionSpec(None, TENSOR)
+    whole, columns = PartitionSpec(), PartitionSpec(None, SHARED)
     if matrix.cut == "outputs":
-        stack_specs = QuantWeight(values=PartitionSpec(None, TENSOR), scales=PartitionSpec(None, None, TENSOR))  # type: ignore[arg-type]
+        stack_specs = QuantWeight(values=PartitionSpec(None, SHARED), scales=PartitionSpec(None, None, SHARED))  # type: ignore[arg-type]
         in_specs, out_specs, on_chips = (whole, stack_specs, whole), columns, on_one_chip
     else:
-        groups = PartitionSpec(None, TENSOR) if matrix.stack.groups > 1 else whole
-        stack_specs = QuantWeight(values=PartitionSpec(None, None, TENSOR), scales=groups)  # type: ignore[arg-type]
+        groups = PartitionSpec(None, SHARED) if matrix.stack.groups > 1 else whole
+        stack_specs = QuantWeight(values=PartitionSpec(None, None, SHARED), scales=groups)  # type: ignore[arg-type]
         in_specs, out_specs, on_chips = (columns, stack_specs, whole), whole, on_each_chip
     return compat.shard_map(on_chips, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(*arguments)
 

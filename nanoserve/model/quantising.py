@@ -20,7 +20,7 @@ from kernels.pallas.quant_matmul.weight import QuantWeight
 from nanoserve.model import quantised
 from nanoserve.model.params import AXES, Quantise
 from nanoserve.model.quantised import QuantMatrix, Storage
-from nanoserve.model.sharding import TENSOR, matrix_shardings, partition_spec
+from nanoserve.model.sharding import matrix_shardings, partition_spec, ways_of
 
 
 def quantiser(how: Storage, mesh: Mesh | None = None) -> Quantise:
@@ -29,7 +29,7 @@ def quantiser(how: Storage, mesh: Mesh | None = None) -> Quantise:
     Args:
       how: they are stored. mesh: chips that share them; None for the default device.
     """
-    ways = mesh.shape[TENSOR] if mesh else 1
+    ways = ways_of(mesh).columns
 
     def make(field: str, shape: tuple[int, ...], read: Callable[[int], np.ndarray]) -> QuantMatrix:
         wanted = quantised.abstract(field, shape, how, ways)

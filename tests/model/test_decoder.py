@@ -93,7 +93,7 @@ def test_every_layer_runs_once_in_order_with_its_window(layers, period):
         ran, count = carry
         return ran.at[count].set(jnp.stack([index, window or 0])), count + 1
 
-    ran, count = decoder.through_layers(spec, layer_with, (jnp.zeros((layers, 2), jnp.int32), 0))
+    ran, count = decoder.through_layers(spec, spec.layers, layer_with, (jnp.zeros((layers, 2), jnp.int32), 0))
     full = {index for index in range(layers) if period and (index + 1) % period == 0}
     assert ran.tolist() == [[index, 0 if index in full else 9] for index in range(layers)]
     assert count == layers and full_attention_layers(spec) == len(full)

@@ -203,7 +203,7 @@ for scheme in ("int8", "int4"):
     how = Storage(scheme=scheme)
     alone = from_tensors(spec, source, np.float32, quantise=quantiser(how))
     _, tokens_wanted, logprobs_wanted = step.make_steps(spec).prefill(alone, empty_state(spec), prompts, KEY)
-    params = from_tensors(spec, source, np.float32, sharding.placer(mesh), 2, quantiser(how, mesh))
+    params = from_tensors(spec, source, np.float32, sharding.placer(mesh), sharding.ways_of(mesh), quantiser(how, mesh))
     assert len(params.layers.w_down.stack.values.addressable_shards[0].data[0, 0]) == spec.ffn // 2
     np.testing.assert_array_equal(params.layers.w_down.stack.values, alone.layers.w_down.stack.values)
     places = state_places(spec, "xla", "float32", mesh)
