@@ -6,19 +6,22 @@ Next: `nanoserve.replay`, which runs an experiment.
 """
 
 import dataclasses
+import math
+import typing
 from collections.abc import Mapping
 from typing import Literal
 
-from nanoserve.engine import policy
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine import policy, routing
+from nanoserve.engine.config import EngineConfig
 from nanoserve.report.slo import Slo, resolve_slo
 from nanoserve.roofline.split import AXES
+from nanoserve.specs import literals
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import BYTES_PER_ELEMENT, ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError, nearest
 from nanoserve.specs.huggingface import read_config
 from nanoserve.specs.model_registry import model
-from nanoserve.specs.models import ModelSpec
+from nanoserve.specs.models import ModelSpec, check_draft
 from nanoserve.trace.source import TraceSource
 
 
@@ -27,12 +30,14 @@ class Cluster:
     """Chips of one kind in a mesh; the product of the axes is their number.
 
     Attributes:
-      chip: registry name. mesh: axis -> size; `tensor`, `expert` and `pipeline` are priced (`roofline.split`), only
-        `tensor` is executed.
+      chip: registry name. mesh: axis -> size, of the axes of `roofline.split`.
+      expert_divides: what the axis `expert` divides besides experts: `sequences`, which is priced only, or `heads` as
+        `tensor` does, which is executed, too.
     """
 
     chip: str = "h100_sxm"
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"tensor": 1})
+    expert_divides: Literal["sequences", "heads"] = "sequences"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,66 @@ class SloConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FleetConfig:
+    """How replicas share a load, where `Cluster.mesh` has an axis `data`.
+
+    Attributes:
+      router: who serves a request, by its name in `engine.routing`.
+    """
+
+    router: str = "least_loaded"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshots:
+    """When a run keeps its state, so that `run.py --resume` goes on after it was killed.
+
+    Attributes:
+      interval_s: seconds of the run's own clock between two snapshots; None takes none.
+      keep: how many of the newest stay on the disk.
+      mtbf_s: mean time between failures of the machine; with it a run says which interval would cost least.
+    """
+
+    interval_s: float | None = None
+    keep: int = 1
+    mtbf_s: float | None = None
+
+    def __post_init__(self):
+        for field in ("interval_s", "mtbf_s"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"Snapshots.{field} = {value}: must be positive and finite, or None for none")
+        if self.keep < 1:
+            raise ConfigError(f"Snapshots.keep = {self.keep}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Disaggregation:
+    """Decoding in a pool of its own; `Cluster` and `Engine` are then the prefill pool's.
+
+    Attributes:
+      decode_mesh: of the decode pool, as in `Cluster.mesh`; None means that one pool does both.
+      decode_chip: registry name; None means that of `Cluster.chip`.
+      decode_engine: fields of `Engine` that are different in the decode pool, by name.
+      decode_router: who decodes a request, by its name in `engine.routing`.
+      overlap: `layers`: the KV of a layer leaves while the next is computed; `none`: when the prompt is done.
+    """
+
+    decode_mesh: dict[str, int] | None = None
+    decode_chip: str | None = None
+    decode_engine: dict[str, int | float | str | bool | None] = dataclasses.field(default_factory=dict)
+    decode_router: str = "least_loaded"
+    overlap: Literal["none", "layers"] = "none"
+
+    def __post_init__(self):
+        if self.decode_mesh is None and (self.decode_chip is not None or self.decode_engine):
+            raise ConfigError(
+                "Disaggregation.decode_chip and decode_engine say nothing without Disaggregation.decode_mesh: the chips "
+                "of the decode pool"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment.
 
@@ -90,10 +155,13 @@ class Experiment:
       model: registry name, or path of a Hugging Face folder or `config.json`. weights: a path, `package:NAME`, or None
       for random weights.
       seed: of random weights, sampling keys and prompts that a trace does not state.
+      draft_model, draft_weights: the model that guesses where `Engine.draft` is `model`, and its weights, named like
+        the others; it has the target's vocabulary, precision and chips.
       executor: `auto` executes where the chips are present and the model fits, and simulates elsewhere.
       attention: implementation of paged attention when executed: `auto` is the chip's kernel where it serves the model,
         else `xla`; a name is never replaced.
-      cluster, precision, engine, trace, sampling, pricing, slo: see their classes.
+      cluster, precision, engine, trace, sampling, pricing, slo, fleet, disaggregation, snapshots: see their
+      classes.
     """
 
     name: str = "experiment"
@@ -109,6 +177,11 @@ class Experiment:
     sampling: Sampling = Sampling()
     pricing: Pricing = Pricing()
     slo: SloConfig = SloConfig()
+    fleet: FleetConfig = FleetConfig()
+    disaggregation: Disaggregation = Disaggregation()
+    snapshots: Snapshots = Snapshots()
+    draft_model: str | None = None
+    draft_weights: str | None = None
 
 
 CONFIG_CLASSES: Mapping[str, type] = {
@@ -120,6 +193,9 @@ CONFIG_CLASSES: Mapping[str, type] = {
     "Sampling": Sampling,
     "Pricing": Pricing,
     "Slo": SloConfig,
+    "Fleet": FleetConfig,
+    "Disaggregation": Disaggregation,
+    "Snapshots": Snapshots,
 }
 
 
@@ -130,6 +206,16 @@ class Facts:
     model: ModelSpec
     cluster: ClusterSpec
     slo: Slo | None
+    draft: ModelSpec | None = None
+    decode: "DecodeFacts | None" = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeFacts:
+    """The decode pool of a disaggregated experiment."""
+
+    cluster: ClusterSpec
+    engine: EngineConfig
 
 
 def model_of(name_or_path: str) -> ModelSpec:
@@ -144,33 +230,90 @@ def model_of(name_or_path: str) -> ModelSpec:
 
 
 def resolve(experiment: Experiment) -> Facts:
-    """Looks up the model, the chip and the objective, and checks that the engine's policies exist.
+    """Looks up the model, the chip and the objective, and checks that policies and routers exist.
 
     Raises:
       ConfigError: a name that does not exist, with the nearest that does; a mesh or dtype that cannot be.
     """
     _check_mesh(experiment.cluster.mesh)
     policy.check(experiment.engine)
+    routing.route(experiment.fleet.router)
     for field in dataclasses.fields(Precision):
         dtype = getattr(experiment.precision, field.name)
         if dtype not in BYTES_PER_ELEMENT:
             raise ConfigError(f"Precision.{field.name} = '{dtype}': no such dtype.{nearest(dtype, BYTES_PER_ELEMENT)}")
-    slo = experiment.slo
+    slo, target = experiment.slo, model_of(experiment.model)
     return Facts(
-        model=model_of(experiment.model),
-        cluster=ClusterSpec(chip=chip(experiment.cluster.chip), mesh=experiment.cluster.mesh),
+        model=target,
+        draft=_draft_of(experiment, target),
+        cluster=ClusterSpec(
+            chip=chip(experiment.cluster.chip),
+            mesh=experiment.cluster.mesh,
+            expert_divides=experiment.cluster.expert_divides,
+        ),
         slo=resolve_slo(slo.name, slo.ttft_s, slo.tpot_s),
+        decode=_decode_of(experiment),
     )
 
 
-def _check_mesh(mesh: Mapping[str, int]) -> None:
-    if mesh.get("data", 1) > 1:
+def _decode_of(experiment: Experiment) -> DecodeFacts | None:
+    """The decode pool, if there is one."""
+    asked, cluster = experiment.disaggregation, experiment.cluster
+    if asked.decode_mesh is None:
+        return None
+    _check_mesh(asked.decode_mesh, "Disaggregation.decode_mesh")
+    routing.route(asked.decode_router, "Disaggregation.decode_router")
+    engine = _decode_engine(experiment)
+    policy.check(engine)
+    if engine.page_tokens != experiment.engine.page_tokens:
         raise ConfigError(
-            f"Cluster.mesh = {mesh}: a replica is an engine of its own, and one engine is replayed. Leave 'data' out "
-            "and divide TraceSource.rate_rps by it"
+            f"Disaggregation.decode_engine['page_tokens'] = {engine.page_tokens} and Engine.page_tokens = "
+            f"{experiment.engine.page_tokens}: pages go from one pool to the other as they are. Make them equal"
         )
+    if "model" in (experiment.engine.draft, engine.draft):
+        raise ConfigError(
+            "Engine.draft = 'model' does not go with Disaggregation: the draft model's KV is not handed over. Use "
+            "'ngram' in Disaggregation.decode_engine"
+        )
+    spec = ClusterSpec(
+        chip=chip(asked.decode_chip or cluster.chip), mesh=asked.decode_mesh, expert_divides=cluster.expert_divides
+    )
+    return DecodeFacts(cluster=spec, engine=engine)
+
+
+def _decode_engine(experiment: Experiment) -> EngineConfig:
+    """`Experiment.engine` with the fields that differ, checked as the config loader checks its own."""
+    hints, values = typing.get_type_hints(EngineConfig), {}
+    for name, value in experiment.disaggregation.decode_engine.items():
+        if name not in hints:
+            raise ConfigError(f"Disaggregation.decode_engine: Engine has no field '{name}'.{nearest(name, hints)}")
+        if not literals.fits(value, hints[name]):
+            wanted = literals.describe(hints[name])
+            raise ConfigError(f"Disaggregation.decode_engine['{name}'] = {value!r}: wanted {wanted}")
+        values[name] = literals.fit(value, hints[name])
+    return dataclasses.replace(experiment.engine, **values)
+
+
+def _draft_of(experiment: Experiment, target: ModelSpec) -> ModelSpec | None:
+    """The draft model, which is named if and only if it is used."""
+    name, wanted = experiment.draft_model, experiment.engine.draft == "model"
+    if wanted and name is None:
+        raise ConfigError("Engine.draft = 'model' needs Experiment.draft_model: who guesses")
+    if not wanted and (name is not None or experiment.draft_weights is not None):
+        raise ConfigError(
+            f"Experiment.draft_model = {name!r} guesses nothing with Engine.draft = '{experiment.engine.draft}'; "
+            "set that to 'model', or leave the draft model out"
+        )
+    if name is None:
+        return None
+    draft = model_of(name)
+    check_draft(target, draft)
+    return draft
+
+
+def _check_mesh(mesh: Mapping[str, int], field: str = "Cluster.mesh") -> None:
     for axis, size in mesh.items():
         if axis not in AXES:
-            raise ConfigError(f"Cluster.mesh: no axis '{axis}' is priced or executed.{nearest(axis, AXES)}")
+            raise ConfigError(f"{field}: no axis '{axis}' is priced or executed.{nearest(axis, AXES)}")
         if size < 1:
-            raise ConfigError(f"Cluster.mesh: axis '{axis}' has size {size}; must be at least 1")
+            raise ConfigError(f"{field}: axis '{axis}' has size {size}; must be at least 1")

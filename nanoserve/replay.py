@@ -12,20 +12,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanoserve.engine.clock import Clock, VirtualClock, WallClock
-from nanoserve.engine.engine import Engine, Load
-from nanoserve.engine.log import RunLog
-from nanoserve.engine.scheduler import Scheduler
-from nanoserve.engine.types import TICKS_PER_S, EngineConfig, Executor, Request, to_ticks
+from nanoserve.building import (
+    Member,
+    Pool,
+    build_engine,
+    jax_executors,
+    kv_facts_of,
+    open_tokenizer_of,
+    open_weights_of,
+    pools_of,
+    priced_executors,
+)
+from nanoserve.driving import engines_of, runner_of
+from nanoserve.engine.clock import VirtualClock, WallClock
+from nanoserve.engine.engine import Engine
+from nanoserve.engine.fleet import Fleet
+from nanoserve.engine.spool import MemorySpool
+from nanoserve.engine.tape import Tape, record
+from nanoserve.engine.types import Executor, to_ticks
 from nanoserve.executors.choose import Choice, choose_executor
-from nanoserve.executors.roofline_executor import RooflineExecutor
 from nanoserve.experiment import Experiment, Facts, resolve
-from nanoserve.roofline.calibration import Calibration, constants_for
-from nanoserve.roofline.memory import num_pages
+from nanoserve.report.file_spool import FileSpool
+from nanoserve.roofline.calibration import Calibration
 from nanoserve.roofline.records import cost_columns
-from nanoserve.roofline.table_pricing import pricer_for
+from nanoserve.roofline.split import split_of
 from nanoserve.specs.errors import ConfigError
-from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.load import ClosedLoop, OpenLoop
 from nanoserve.trace.source import open_load, open_trace
 from nanoserve.trace.types import Trace
@@ -34,7 +45,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from nanoserve.executors.jax_executor import JaxExecutor
-    from nanoserve.weights.types import TensorSource, Tokenizer
+    from nanoserve.weights.types import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,23 +67,51 @@ class Replay:
         facts: Facts,
         choice: Choice,
         trace: Trace,
-        engine: Engine,
+        members: Sequence[Member],
+        runner: Engine | Fleet,
         load: OpenLoop | ClosedLoop,
-        calibration: Calibration,
-        jax_executor: "JaxExecutor | None",
+        jax_executors: "Sequence[JaxExecutor]",
         tokenizer: "Tokenizer | None",
         weights_fingerprint: str | None,
     ):
-        """Made by `prepare`."""
+        """Made by `prepare`: `runner` is the one engine, or the fleet that drives the members' engines."""
         self.experiment, self.facts, self.choice, self.trace = experiment, facts, choice, trace
-        self.engine, self.load, self.calibration = engine, load, calibration
-        self.jax_executor, self.tokenizer = jax_executor, tokenizer
-        self.weights_fingerprint = weights_fingerprint
+        self.members, self.runner, self.load, self.jax_executors = members, runner, load, jax_executors
+        self.tokenizer, self.weights_fingerprint = tokenizer, weights_fingerprint
+
+    @property
+    def engine(self) -> Engine:
+        """The only engine.
+
+        Raises:
+          ConfigError: there are several.
+        """
+        if len(self.members) > 1:
+            raise ConfigError(
+                f"this works on one engine, and the experiment has {len(self.members)}: leave 'data' out of "
+                "Cluster.mesh, and Disaggregation off"
+            )
+        return self.members[0].engine
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The pools of the members, each once."""
+        return list({id(member.pool): member.pool for member in self.members}.values())
+
+    @property
+    def jax_executor(self) -> "JaxExecutor | None":
+        """That of the first engine; None where steps are simulated."""
+        return self.jax_executors[0] if self.jax_executors else None
+
+    @property
+    def calibration(self) -> Calibration:
+        """The constants of the first pool."""
+        return self.members[0].pool.calibration
 
     @property
     def programs(self) -> int:
         """How many programs `warm_up` will compile."""
-        return 0 if self.jax_executor is None else self.jax_executor.ladders.programs
+        return sum(executor.programs for executor in self.jax_executors)
 
     @property
     def attention(self) -> str:
@@ -84,10 +123,18 @@ class Replay:
         """Requests that the load has sent, by its own count: what conservation is checked against."""
         return len(self.trace) - self.load.remaining
 
+    def record(self) -> Tape | None:
+        """Lets a real engine that is still fresh note what it is told, so that its run can be made again (`engine.tape`).
+
+        None for a simulated one, which repeats itself, and for replicas on a wall clock, which nobody can repeat.
+        """
+        single = self.jax_executors and len(self.members) == 1
+        return record(self.engine, FileSpool) if single else None
+
     def warm_up(self) -> Iterator[str]:
         """Compiles every program of a real run, yielding their names; nothing to do for a simulated one."""
-        if self.jax_executor is not None:
-            yield from self.jax_executor.warm_up()
+        for executor in self.jax_executors:
+            yield from executor.warm_up()
 
     def run(
         self,
@@ -95,38 +142,57 @@ class Replay:
         should_stop: Callable[[], bool] = lambda: False,
         observe: Callable[[int, int], None] = lambda done, now: None,
     ) -> None:
-        """Runs to the end, or until `should_stop`; see `Engine.run`."""
-        if self.jax_executor is not None:
-            self.engine.clock = WallClock()  # the run starts now, not when compilation did
-        self.engine.run(should_stop=should_stop, observe=observe)
+        """Runs to the end, or until `should_stop`; see `Engine.run` and `Fleet.run`."""
+        self.runner.run(should_stop=should_stop, observe=observe)
 
     def records(self) -> Records:
         """Everything logged so far, with the cost model's columns."""
         import polars as pl
 
-        log, scheduler = self.engine.log, self.engine.scheduler
-        steps = log.step_columns(scheduler.pool.num_pages)
-        steps |= cost_columns(steps, self.facts.model, self.facts.cluster, self.experiment.precision, self.calibration)
+        log = self.members[0].engine.log
         requests: dict[str, Any] = dict(log.request_columns())
         rows = np.array(requests["request"], dtype=np.int64)
         requests["session"] = None if self.trace.session is None else self.trace.session[rows]
+        if isinstance(self.runner, Fleet):
+            requests |= self.runner.request_columns(requests["request"])
         frame = (
             pl.DataFrame(requests) if len(rows) else pl.DataFrame(requests, schema=dict.fromkeys(requests, pl.Float64))
         )
-        return Records(steps=pl.DataFrame(steps), requests=frame, event_lines=log.event_lines)
+        return Records(steps=self._steps(), requests=frame, event_lines=log.event_lines)
+
+    def _steps(self) -> "pl.DataFrame":
+        """The plans of every engine, by their start."""
+        import polars as pl
+
+        tables = [pl.DataFrame(step_columns(member)) for member in self.members]
+        if len(tables) == 1:
+            return tables[0]
+        for number, (table, member) in enumerate(zip(tables, self.members, strict=True)):
+            chips = split_of(member.pool.cluster).replica_chips
+            tables[number] = table.with_columns(
+                pl.lit(number).alias("replica"), pl.lit(member.pool.name).alias("pool"), pl.lit(chips).alias("chips")
+            )
+        return pl.concat(tables).sort("start_s", "replica")
 
     def outputs(self) -> Iterator[Mapping[str, Any]]:
         """What a real run generated: one mapping a request with ids, log-probabilities and, with a tokenizer, text."""
         if self.jax_executor is None:
             return
         book = self.jax_executor.book
-        for index, ids in sorted(book.outputs.items()):
-            entry: dict[str, Any] = {"request": index, "output_ids": ids, "logprobs": book.logprobs[index]}
+        for index, ids, logprobs in sorted(book.records()):
+            entry: dict[str, Any] = {"request": index, "output_ids": ids, "logprobs": logprobs}
             if self.trace.texts is not None:
                 entry["prompt"] = self.trace.texts[index]
             if self.tokenizer is not None:
                 entry["text"] = self.tokenizer.decode(ids)
             yield entry
+
+
+def step_columns(member: Member) -> dict[str, np.ndarray]:
+    """The plans of one engine, with the cost model's columns."""
+    pool = member.pool
+    steps = member.engine.log.step_columns(member.engine.scheduler.pool.num_pages)
+    return steps | cost_columns(steps, pool.model, pool.cluster, pool.precision, pool.calibration)
 
 
 def prepare(experiment: Experiment) -> Replay:
@@ -136,92 +202,59 @@ def prepare(experiment: Experiment) -> Replay:
       ConfigError, TraceError, WeightsError, CapacityError: whatever is wrong, before anything runs.
     """
     facts = resolve(experiment)
-    choice = choose_executor(experiment.executor, facts.model, facts.cluster, experiment.precision)
-    tokenizer = _tokenizer(experiment)
+    beside = [] if facts.decode is None else [facts.decode.cluster]
+    choice = choose_executor(experiment.executor, facts.model, facts.cluster, experiment.precision, *beside)
+    tokenizer = open_tokenizer_of(experiment)
     trace = open_trace(experiment.trace, tokenizer.encode if tokenizer else None)
-    pricing = experiment.pricing
-    calibration = constants_for(facts.cluster.chip, experiment.precision, pricing.mode, pricing.stack, pricing.table)
-    config = experiment.engine
-    pages = config.num_pages or num_pages(
-        facts.model,
-        facts.cluster,
-        experiment.precision,
-        page_tokens=config.page_tokens,
-        hbm_utilization=config.hbm_utilization,
-        max_step_tokens=config.max_step_tokens,
-        max_seqs=config.max_seqs,
-    )
-    jax_executor, fingerprint = None, None
-    clock: Clock = VirtualClock()
-    executor: Executor
+    pools = pools_of(experiment, facts)
+    fingerprint, real = None, []
     if choice.executor == "jax":
-        weights = _weights(experiment, facts)
+        if trace.answer_tokens is not None:
+            raise ConfigError(
+                "TraceSource.stated_limit_tokens says where simulated answers end; in an executed run the model does. "
+                "Leave it out, or simulate with --executor=roofline"
+            )
+        weights = open_weights_of(experiment, facts)
         fingerprint = weights.fingerprint()
-        executor = jax_executor = _jax_executor(experiment, facts, trace, weights, pages, tokenizer)
-        clock = WallClock()
-    else:
-        pricer = pricer_for(facts.model, facts.cluster, experiment.precision, calibration, ticks_per_s=TICKS_PER_S)
-        executor = RooflineExecutor(facts.model, facts.cluster, experiment.precision, calibration, pricer)
+        real = list(jax_executors(experiment, pools, trace, weights, tokenizer))
     load = open_load(experiment.trace, trace, to_ticks)
-    engine = build_engine(config, facts.model, trace, pages, executor, clock, load)
+    clock = WallClock() if real else VirtualClock()
+    executors, spool = (real, FileSpool) if real else (priced_executors(pools, trace, experiment.seed), MemorySpool)
+    members = engines_of(trace, load, clock, executors, spool, real[0][1].book if real else None)
     return Replay(
         experiment=experiment,
         facts=facts,
         choice=choice,
         trace=trace,
-        engine=engine,
+        members=members,
+        runner=runner_of(experiment, trace, members, load, clock, [executor for _, executor in real]),
         load=load,
-        calibration=calibration,
-        jax_executor=jax_executor,
+        jax_executors=[executor for _, executor in real],
         tokenizer=tokenizer,
         weights_fingerprint=fingerprint,
     )
 
 
-def simulated_twin(replay: Replay, executor: Executor) -> Replay:
-    """The same trace, scheduler and pool as a replay's, on a virtual clock with another executor; not yet run."""
-    experiment, trace = replay.experiment, replay.trace
-    load = open_load(experiment.trace, trace, to_ticks)
+def simulated_twin(replay: Replay, executor: Executor, trace: Trace | None = None) -> Replay:
+    """A replay's scheduler and pool on a virtual clock with another executor, or another trace too; not yet run."""
+    experiment, trace = replay.experiment, trace or replay.trace
+    load, pool = open_load(experiment.trace, trace, to_ticks), replay.members[0].pool
     pages = replay.engine.scheduler.pool.num_pages
+    facts = kv_facts_of(pool, trace, replay.jax_executor and replay.jax_executor.book.reread())
+    clock = VirtualClock()
+    engine = build_engine(experiment.engine, replay.facts.model, trace, pages, executor, clock, load, facts=facts)
     return Replay(
         experiment=experiment,
         facts=replay.facts,
         choice=Choice("roofline", "simulated to be compared with a real run", replay.choice.device_kind),
         trace=trace,
-        engine=build_engine(experiment.engine, replay.facts.model, trace, pages, executor, VirtualClock(), load),
+        members=[Member(engine=engine, pool=pool)],
+        runner=engine,
         load=load,
-        calibration=replay.calibration,
-        jax_executor=None,
+        jax_executors=(),
         tokenizer=replay.tokenizer,
         weights_fingerprint=replay.weights_fingerprint,
     )
-
-
-def build_engine(
-    config: EngineConfig, model: ModelSpec, trace: Trace, pages: int, executor: Executor, clock: Clock, load: Load
-) -> Engine:
-    """An engine over a trace with a given executor, clock and load."""
-    log = RunLog(len(trace))
-    scheduler = Scheduler(
-        config,
-        num_pages=pages,
-        max_context_tokens=_context_tokens(config, model),
-        log=log,
-        window_tokens=model.sliding_window_tokens,
-    )
-    return Engine(
-        scheduler=scheduler,
-        executor=executor,
-        load=load,
-        clock=clock,
-        log=log,
-        request_of=_requests_of(trace),
-    )
-
-
-def _context_tokens(config: EngineConfig, model: ModelSpec) -> int:
-    """The most prompt and output tokens of a request, by the config and the model."""
-    return min(config.max_context_tokens or model.max_context_tokens, model.max_context_tokens)
 
 
 def trace_fingerprint(trace: Trace) -> str:
@@ -231,6 +264,7 @@ def trace_fingerprint(trace: Trace) -> str:
         trace.arrival_s,
         trace.prompt_tokens,
         trace.output_tokens,
+        trace.answer_tokens,
         trace.session,
         trace.client,
         trace.priority,
@@ -239,88 +273,3 @@ def trace_fingerprint(trace: Trace) -> str:
     for ragged in (trace.prefix_hashes, trace.prompt_ids):
         digest.update(b"-" if ragged is None else ragged.offsets.tobytes() + ragged.values.tobytes())
     return digest.hexdigest()
-
-
-def _requests_of(trace: Trace) -> Callable[[int, int], Request]:
-    prompts, outputs = trace.prompt_tokens.tolist(), trace.output_tokens.tolist()
-    clients = [0] * len(trace) if trace.client is None else trace.client.tolist()
-    priorities = [0] * len(trace) if trace.priority is None else trace.priority.tolist()
-
-    def request_of(row: int, arrival_ticks: int) -> Request:
-        return Request(
-            index=row,
-            arrival_ticks=arrival_ticks,
-            prompt_tokens=prompts[row],
-            output_tokens=outputs[row],
-            client=clients[row],
-            priority=priorities[row],
-        )
-
-    return request_of
-
-
-def _tokenizer(experiment: Experiment) -> "Tokenizer | None":
-    """The tokenizer beside the weights; None where there is none, which only prompts as text need."""
-    if experiment.weights is None:
-        return None
-    from nanoserve.weights.open import is_gguf, locate
-    from nanoserve.weights.tokenizer import open_tokenizer
-
-    path = locate(experiment.weights)
-    if not is_gguf(path) and not ((path if path.is_dir() else path.parent) / "tokenizer.json").is_file():
-        return None
-    return open_tokenizer(experiment.weights)
-
-
-def _weights(experiment: Experiment, facts: Facts) -> "TensorSource":
-    if experiment.weights is None:
-        from nanoserve.weights.random import RandomTensors
-
-        return RandomTensors(facts.model, experiment.seed)
-    from nanoserve.weights.open import open_weights
-
-    return open_weights(experiment.weights, facts.model)
-
-
-def _jax_executor(
-    experiment: Experiment,
-    facts: Facts,
-    trace: Trace,
-    weights: "TensorSource",
-    pages: int,
-    tokenizer: "Tokenizer | None",
-) -> "JaxExecutor":
-    from nanoserve.executors.jax_build import attention_here, build_jax_executor, ladders_for, load_model
-    from nanoserve.executors.jax_executor import RequestSampling
-    from nanoserve.executors.tokens import TokenBook
-
-    cluster, config, how = facts.cluster, experiment.engine, experiment.sampling
-    ways = cluster.count * cluster.chip.jax_devices_per_chip
-    stop_ids = () if how.ignore_eos or tokenizer is None else tokenizer.eos_ids
-    sampling = RequestSampling.uniform(
-        len(trace),
-        temperature=how.temperature,
-        top_k=how.top_k,
-        top_p=how.top_p,
-        min_p=how.min_p,
-        seed=experiment.seed,
-    )
-    book = TokenBook(_prompts_of(trace, facts.model.vocab, experiment.seed), stop_ids)
-    most_tokens = min(_context_tokens(config, facts.model), pages * config.page_tokens)
-    ladders = ladders_for(trace, config, most_tokens)
-    attention = attention_here(experiment.attention, facts.model, experiment.precision, config, ladders, ways)
-    loaded = load_model(facts.model, weights, experiment.precision, ways=ways, attention=attention)
-    return build_jax_executor(loaded, config, pages, ladders, book, sampling, experiment.seed)
-
-
-def _prompts_of(trace: Trace, vocab: int, seed: int) -> Callable[[int], Sequence[int] | np.ndarray]:
-    """Prompt ids of the trace; where it has only lengths, ids drawn from (seed, request)."""
-    ids = trace.prompt_ids
-    if ids is None:
-        return lambda index: np.random.default_rng([seed, index]).integers(vocab, size=int(trace.prompt_tokens[index]))
-    if len(ids.values) and int(ids.values.max()) >= vocab:
-        raise ConfigError(
-            f"trace '{trace.name}' has token id {int(ids.values.max())} and the model's vocabulary has {vocab}: its "
-            "ids belong to another model. Choose that model, or simulate with --executor=roofline"
-        )
-    return ids.row

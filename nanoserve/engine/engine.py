@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nanoserve.engine.clock import Clock
-from nanoserve.engine.log import RunLog
+from nanoserve.engine.log import Occupancy, RunLog
 from nanoserve.engine.scheduler import Scheduler
-from nanoserve.engine.types import Executor, Plan, Request, StepResult, to_ticks
+from nanoserve.engine.types import Arrived, Executor, Pending, Plan, Request, StepResult, to_ticks
 from nanoserve.roofline.counts import StepCounts
 
 
@@ -29,6 +29,16 @@ class Load(Protocol):
     def finished(self, row: int, now_ticks: int) -> None:
         """Told that a request returned."""
         ...
+
+
+@dataclasses.dataclass(slots=True)
+class Submitted:
+    """A plan that an executor has, when it got it, and how full the engine was then."""
+
+    plan: Plan
+    pending: Pending
+    start_ticks: int
+    occupancy: Occupancy
 
 
 class Engine:
@@ -55,6 +65,7 @@ class Engine:
         self.load = load
         self.clock = clock
         self.log = log
+        self.arrived: dict[int, Arrived] = {}  # what other engines made of requests that will be taken
         self._request_of = request_of
         self._interval_ticks = to_ticks(scheduler.config.interval_s) or None
         self._expires = scheduler.config.timeout_s is not None or scheduler.config.batching == "static"
@@ -72,36 +83,68 @@ class Engine:
           should_stop: asked before every plan.
           observe: told (requests that left, now_ticks) after every plan, for progress.
         """
+        self.clock.start()
         while not should_stop():
             now = self.clock.now()
-            self._take_arrivals(now)
-            plan = self.scheduler.plan(now, lambda counts, now=now: self._steps_before_next_event(counts, now))
-            if plan is None:
+            submitted = self.start(now)
+            if submitted is None:
                 due = self._next_start_ticks()
                 if due is None:
                     return
                 self.clock.wait_until(due)
                 continue
-            self._run_plan(plan, now)
+            result = submitted.pending.result()
+            self.book(submitted, result, self.clock.step_done(result.duration_ticks))
             observe(self.log.finished_count(), self.clock.now())
-        self._abort_all("the run was stopped")
+        self.abort_all(self.clock.now(), "the run was stopped")
 
-    def _run_plan(self, plan: Plan, start: int) -> None:
+    def start(self, now: int) -> Submitted | None:
+        """Takes what arrived by now, plans and submits; None when there is nothing to run. `book` comes next."""
+        self._take_arrivals(now)
         scheduler = self.scheduler
+        plan = scheduler.plan(now, lambda counts: self._steps_before_next_event(counts, now))
+        if plan is None:
+            return None
         occupancy = scheduler.occupancy()
-        result = self.executor.submit(plan).result()
-        end = self.clock.step_done(result.duration_ticks)
+        return Submitted(plan, self.executor.submit(plan), now, occupancy)
+
+    def add(self, row: int, arrival_ticks: int, now: int) -> None:
+        """Takes a request, or refuses it."""
+        if not self.scheduler.add(self._request_of(row, arrival_ticks), now, self.arrived.pop(row, None)):
+            self.load.finished(row, now)
+
+    def book(self, submitted: Submitted, result: StepResult, end: int) -> None:
+        """Books what a submitted plan did, and logs it; `start` may come next.
+
+        Args:
+          submitted: what `start` returned. result: of its pending. end: when the plan was over.
+        """
+        plan, start = submitted.plan, submitted.start_ticks
         if result.duration_ticks != end - start:
             result = _with_planning(result, end - start, plan.horizon)
-        self.log.planned(plan, result, start, occupancy)
-        for index in scheduler.apply(plan, result, start, end):
+        self.log.planned(plan, result, start, submitted.occupancy)
+        for index in self.scheduler.apply(plan, result, start, end):
             self._left(index, end)
+
+    def wake_ticks(self) -> int | None:
+        """When an engine with nothing to run has something to do without an arrival: a time-out, or a batch is due."""
+        times = (self.scheduler.next_deadline_ticks(), self.scheduler.next_batch_ticks())
+        return min((time for time in times if time is not None), default=None)
+
+    def abort(self, index: int, now: int, detail: str) -> None:
+        """Ends a request that is in the engine, wherever it is; between `book` and `start`."""
+        self.scheduler.abort(index, now, detail)
+        self._left(index, now)
+
+    def abort_all(self, now: int, detail: str) -> None:
+        """Ends every request that is in the engine."""
+        for index in sorted(self.scheduler.sequences):
+            self.abort(index, now, detail)
 
     def _take_arrivals(self, now: int) -> None:
         known = now if self._interval_ticks is None else self._known_at(now)
         for row, arrival_ticks in self.load.take(known):
-            if not self.scheduler.add(self._request_of(row, arrival_ticks), now):
-                self.load.finished(row, now)
+            self.add(row, arrival_ticks, now)
         if self._expires:
             for index in self.scheduler.expire(now):
                 self._left(index, now)
@@ -117,7 +160,7 @@ class Engine:
         if due is None or (deadline is not None and deadline < due):
             due = deadline
         if due is None:
-            return self.scheduler.config.max_horizon_steps
+            return self.scheduler.config.horizon_limit
         return self.executor.steps_before(counts, due - now) if due > now else 1
 
     def _known_at(self, now: int) -> int:
@@ -128,16 +171,9 @@ class Engine:
         return self._known
 
     def _next_start_ticks(self) -> int | None:
-        """When an engine with nothing to run is wanted again: at an arrival, a time-out, or when a batch is due."""
-        scheduler = self.scheduler
-        times = (self.load.next_ticks(), scheduler.next_deadline_ticks(), scheduler.next_batch_ticks())
+        """When an engine with nothing to run is wanted again: at an arrival, or by itself."""
+        times = (self.load.next_ticks(), self.wake_ticks())
         return min((time for time in times if time is not None), default=None)
-
-    def _abort_all(self, detail: str) -> None:
-        now = self.clock.now()
-        for index in list(self.log.unfinished()):
-            self.scheduler.abort(index, now, detail)
-            self._left(index, now)
 
 
 def _with_planning(result: StepResult, elapsed: int, horizon: int) -> StepResult:
