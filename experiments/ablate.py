@@ -39,6 +39,7 @@ AGENTS = (
     "TraceSource.time_scale=0.33",
 )
 TRACES: Mapping[str, tuple[str, ...]] = {"Conversation": (), "Coding agents": AGENTS}
+WITHOUT_PREFIXES = "Conversation"  # its log has lengths only, so no prefix cache can be tried on it
 NAMING = ("Experiment.name", "Experiment.executor")  # lines that turn nothing
 
 
@@ -83,7 +84,9 @@ docs/validation.md says how wrong such runs are. `default` is paced just beyond 
 engine faster shows in tokens per second, and one that spares waiting shows in TTFT and goodput. Goodput counts answers
 with TTFT within 2 s and TPOT within 200 ms (MLPerf's limits of Llama 2 70B). *KV utilisation* is positions written over
 positions held, *from cache* the share of prompt tokens that a prefix cache had, *padding* the share of tokens through
-the layers that nobody asked for. A member of a static batch has its answer when the batch ends.
+the layers that nobody asked for. A member of a static batch has its answer when the batch ends. The conversation log
+has lengths only, so prefix caches are in the second table alone. `speculative_ngram` is told how often a guess is
+right; docs/speculation.md has what was measured.
 
 `docs/scheduling.md` has more rows about the scheduler, and the highest rate that each kind of batching keeps at an
 equal 95th percentile.
@@ -109,6 +112,8 @@ def _command(asked: flags.FlagValues) -> int:
     for trace, overrides in TRACES.items():
         rows = []
         for name in chosen:
+            if trace == WITHOUT_PREFIXES and "Engine.prefix_cache" in turned(name):
+                continue
             row = run(name, overrides)
             rows.append([f"`{name}`", turned(name), *(cell(row) for cell in COLUMNS.values())])
             print("  ".join(rows[-1]), flush=True)

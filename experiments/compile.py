@@ -47,7 +47,7 @@ ENVIRONMENT = {
 }
 GIB = 2**30
 MOST_LINES = 8
-PROGRAMS = ("decode_step", "prefill_step", "decode_loop")
+PROGRAMS = ("decode_step", "prefill_step", "mixed_step", "decode_loop")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -136,7 +136,7 @@ def _surface(experiment: Experiment, asked: flags.FlagValues) -> dict[str, Any]:
 
     facts, cluster = resolve(experiment), resolve(experiment).cluster
     contexts = tuple(_number("--contexts", text) for text in asked.contexts)
-    what, who = f"{facts.model.name} on {cluster.tensor} x {cluster.chip.name}", "XLA"
+    what, who = f"{facts.model.name} on {cluster.count} x {cluster.chip.name}", "XLA"
     print(f"{what}, decode steps, pages of {experiment.engine.page_tokens}\n{'context':>9}{who:>9}{'model':>9}   asked")
     found = []
     for each in boundaries(
@@ -177,7 +177,7 @@ def _figures(name: str, asked: flags.FlagValues, reports: Sequence["ProgramRepor
 
 def _heading(setting: "Setting", why: str) -> Iterator[str]:
     work, cluster = setting.work, setting.cluster
-    yield f"{setting.model.name} for {cluster.tensor} x {cluster.chip.name}, attention {setting.attention}: {why}"
+    yield f"{setting.model.name} for {cluster.count} x {cluster.chip.name}, attention {setting.attention}: {why}"
     yield (
         f"  {work.batch} sequences of {work.context_tokens:,} positions in {work.pages:,} pages of "
         f"{work.page_tokens}; chunks of {work.chunk_tokens:,}, loops of {work.loop_steps} steps. All figures are of "

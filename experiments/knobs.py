@@ -56,7 +56,7 @@ FIELDS = (
 INTRODUCTION = """
 # The scheduler's knobs
 
-Every knob is a field of `EngineConfig` (`nanoserve/engine/types.py`), one line of a config, and the same code in real
+Every knob is a field of `EngineConfig` (`nanoserve/engine/config.py`), one line of a config, and the same code in real
 and simulated runs. Tokens do not depend on any of them. `nanoserve/engine/policy.py` has the policies, `batching.py`
 static batches, `chunking.py` the sizes of chunks, `pages.py` and `runs.py` the two allocators.
 
@@ -234,7 +234,7 @@ def replay(trace: str, requests: int, time_scale: float, fields: Mapping[str, An
     Raises:
       ConfigError, TraceError: a field or a file that cannot be used.
     """
-    from nanoserve.engine.types import EngineConfig
+    from nanoserve.engine.config import EngineConfig
     from nanoserve.experiment import Cluster, Experiment, SloConfig
     from nanoserve.replay import prepare
     from nanoserve.report.metrics import summarize

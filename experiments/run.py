@@ -4,9 +4,13 @@
     python experiments/run.py --config=smollm2_cpu --set Sampling.temperature=0.7 --set Engine.max_seqs=4
     python experiments/run.py --config=llama8b_h100 --trace=requests.csv --executor=roofline --out=/tmp/runs
     python experiments/run.py --config=smollm2_cpu --compare_executors
+    python experiments/run.py --config=smollm2_cpu --set Snapshots.interval_s=5 --resume
+    python experiments/run.py --replay=runs/smollm2_cpu/0123456789ab
+    python experiments/run.py --replay=runs/smollm2_cpu/0123456789ab --fork_at=100 --set Engine.policy=shortest_first
+    python experiments/run.py --config=llama70b_h100 --coordinator=host0:1234 --processes=2 --process=0
 
-Exit code 0: the run is complete (`DONE` is in its folder). 2: something the user can mend, said in one message;
-whatever was computed before is on disk.
+Exit code 0: the run is complete (`DONE` is in its folder), or the one that was made again is equal. 1: it is not.
+2: something the user can mend, said in one message; whatever was computed before is on disk.
 """
 
 import errno
@@ -22,7 +26,8 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
-from experiments import command
+from experiments import command, run_processes, run_replayed
+from experiments.recorded import load_recorded
 from experiments.stop import StopSignals
 from nanoserve.experiment import CONFIG_CLASSES, resolve
 from nanoserve.specs.config import Loaded, load
@@ -30,8 +35,10 @@ from nanoserve.specs.config import resolve as resolve_config
 from nanoserve.specs.errors import CapacityError, ConfigError, NanoserveError
 
 if TYPE_CHECKING:
-    from experiments.run_compared import Alone
+    from experiments.run_snapshots import Unkept
+    from nanoserve.engine.snapshot import Header
     from nanoserve.replay import Replay
+    from nanoserve.report.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -47,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         with StopSignals() as signals:
-            _command(arguments, signals)
+            code = _command(arguments, signals)
             sys.stdout.flush()  # while its errors can still be reported
-        return 0
+        return code
     except NanoserveError as error:
         return _refuse(str(error))
     except KeyboardInterrupt as error:
@@ -66,23 +73,35 @@ def _refuse(message: str) -> int:
     return command.EXIT_USER
 
 
-def _command(arguments: Sequence[str], signals: StopSignals) -> None:
+def _command(arguments: Sequence[str], signals: StopSignals) -> int:
     asked = _parse(arguments)
     if asked.help:
         print(__doc__)
         print(asked.get_help())
-        return
-    loaded = _load(asked)
-    if asked.print_config:
-        print(loaded.operative, end="")
-        return
+        return 0
     try:
-        _run(loaded, asked, signals)
+        return _of_kind(asked, signals)
     except Exception as error:
         # JAX's own class cannot be named without importing JAX, which a simulated run does not need.
         if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
             raise CapacityError(f"the device has not enough memory: {_advised(error)}") from error
         raise
+
+
+def _of_kind(asked: flags.FlagValues, signals: StopSignals) -> int:
+    """A run, one that is made again, or the config alone."""
+    if asked.replay is not None:
+        if asked.fork_at is None:
+            return run_replayed.replay_run(asked, signals)
+        from experiments.run_forked import fork_run
+
+        return fork_run(asked, signals)
+    loaded = _load(asked)
+    if asked.print_config:
+        print(loaded.operative, end="")
+    else:
+        _run(loaded, asked, signals)
+    return 0
 
 
 def _advised(error: Exception) -> str:
@@ -95,6 +114,7 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
     for name in ("config", "trace", "out"):
         if asked[name].value == "":
             raise ConfigError(f"--{name}= is empty. Give it a value or leave it out")
+    run_replayed.check_flags(asked)
     return asked
 
 
@@ -107,10 +127,17 @@ def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "compare_executors", False, "simulate the run too, with its programs' own times, and compare", flag_values=own
     )
+    resume = "go on with a run that was killed, from its last snapshot: this config's, or that in the folder =PATH"
+    flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "resume", None, resume, boolean=True), own)
+    run_replayed.define_flags(own)
+    run_processes.define_flags(own)
     flags.DEFINE_bool("print_config", False, "print every value of the config and exit", flag_values=own)
 
 
 def _load(asked: flags.FlagValues) -> Loaded:
+    path = _resumed_path(asked)
+    if path is not None:
+        return load_recorded("--resume", path)
     overrides = list(asked.set)
     if asked.trace is not None:
         overrides.append(f"TraceSource.path={asked.trace!r}")
@@ -121,23 +148,44 @@ def _load(asked: flags.FlagValues) -> Loaded:
     return loaded
 
 
+def _resumed_path(asked: flags.FlagValues) -> Path | None:
+    """The folder that `--resume=PATH` names; None without the flag, or where it names none."""
+    if asked.resume in (None, "true", "false"):
+        return None
+    given = [f"--{name}" for name in ("config", "set", "trace", "executor", "out") if asked[name].present]
+    if given:
+        raise ConfigError(f"--resume={asked.resume}: a run goes on as it was started, so leave {given[0]} out")
+    return Path(asked.resume)
+
+
 def _run(loaded: Loaded, asked: flags.FlagValues, signals: StopSignals) -> None:
     from experiments.run_compared import Alone, Compared
+    from experiments.run_execute import execute
     from experiments.run_files import Outcome, print_run, write_records, write_run
+    from experiments.run_snapshots import Unkept, keeper_of
+    from nanoserve.engine.snapshot import Header
     from nanoserve.replay import prepare, trace_fingerprint
-    from nanoserve.report.run_folder import RunFolder, git_state, run_id
+    from nanoserve.report.run_folder import git_state
 
-    started, name = time.perf_counter(), Path(asked.config).stem
+    started, group = time.perf_counter(), run_processes.group_of(asked)
     replay = prepare(loaded.value)
+    group.join(replay)
+    if not group.leads:
+        execute(replay, signals, Alone(), Unkept(), group)
+        return
     companion = Compared() if asked.compare_executors else Alone()
     companion.check(replay)
     trace_hash = trace_fingerprint(replay.trace)
-    folder = RunFolder(asked.out, name, run_id(loaded.operative, trace_hash, git_state()[0]))
-    over = functools.partial(Outcome, loaded=loaded, replay=replay, trace_hash=trace_hash)
+    commit, weights = git_state()[0], replay.weights_fingerprint
+    header = Header(commit=commit, config=loaded.operative, trace=trace_hash, weights=weights)
+    tape = replay.record()
+    keeper = keeper_of(replay, header)  # looks at the engine as it will run, tape and all
+    folder = _begun(asked, loaded, header, keeper)
+    over = functools.partial(Outcome, loaded=loaded, replay=replay, trace_hash=trace_hash, tape=tape)
     with signals.deferred():
-        print(f"{name}: {replay.choice.line}\n  {_what(replay)}", flush=True)
+        print(f"{folder.path.parent.name}: {replay.choice.line}\n  {_what(replay)}", flush=True)
         try:
-            complete = _execute(replay, signals, companion)
+            complete = execute(replay, signals, companion, keeper, group)
             if complete:
                 companion.after(replay, folder)
         except BaseException:  # nothing already computed is lost, whatever this is
@@ -150,38 +198,36 @@ def _run(loaded: Loaded, asked: flags.FlagValues, signals: StopSignals) -> None:
         if not complete:
             raise NanoserveError(
                 f"stopped by {signals.caught} after {summary.completed:,} of {len(replay.trace):,} requests; the "
-                f"records so far are in {folder.path}, without DONE"
+                f"records so far are in {folder.path}, without DONE{keeper.how_to_go_on()}"
             )
+        keeper.end()
         print(folder.path)
 
 
+def _begun(asked: flags.FlagValues, loaded: Loaded, header: "Header", keeper: "Unkept") -> "RunFolder":
+    """The folder of a run that starts, or of one that goes on, whose state is then as it was."""
+    from nanoserve.report.run_folder import RunFolder, run_id
+
+    named = _resumed_path(asked)
+    if named is None:
+        place = asked.out, Path(asked.config).stem, run_id(loaded.operative, header.trace, header.commit)
+    else:
+        place = named.absolute().parents[1], named.absolute().parent.name, named.name
+    if asked.resume in (None, "false"):
+        folder = RunFolder(*place)
+        keeper.start(folder, loaded)
+        return folder
+    path = Path(*place)
+    if (path / "DONE").exists():
+        raise ConfigError(f"--resume: the run in {path} is complete; there is nothing to go on with")
+    keeper.resume(path)
+    return RunFolder(*place)
+
+
 def _what(replay: "Replay") -> str:
-    experiment, trace, pool = replay.experiment, replay.trace, replay.engine.scheduler.pool
+    trace, pools = replay.trace, (pool.described for pool in replay.pools)
     attention = f"; attention {replay.attention}" if replay.attention else ""
-    return (
-        f"{replay.facts.model.name}, {len(trace):,} requests ({trace.source}), {pool.num_pages:,} pages of "
-        f"{experiment.engine.page_tokens} tokens{attention}"
-    )
-
-
-def _execute(replay: "Replay", signals: StopSignals, companion: "Alone") -> bool:
-    """Warms up, does what comes before, and runs; returns whether the run came to its end."""
-    from nanoserve.engine.types import to_seconds
-    from nanoserve.report.progress import Progress
-
-    programs = replay.programs
-    with Progress(programs, "compile") as progress:
-        for done, program in enumerate(replay.warm_up(), start=1):
-            progress.update(done, program=program)
-            if signals.caught:
-                return False
-    companion.before(replay)
-    with Progress(len(replay.trace), "requests") as progress:
-        replay.run(
-            should_stop=lambda: signals.caught is not None,
-            observe=lambda done, now: progress.update(done, clock_s=to_seconds(now)),
-        )
-    return signals.caught is None
+    return f"{replay.facts.model.name}, {len(trace):,} requests ({trace.source}), {'; '.join(pools)}{attention}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What `run.py --compare_executors` adds to a real run: its programs timed beside it, its simulation laid beside it.
 
 The simulation is of the same trace, scheduler and pool, and its steps cost what the programs took when they were timed
-(`nanoserve.executors.probe`): each once before the run, and again after each plan that it runs, while the run's
-clock stands still. Requests stop where they really stopped. Files: `comparison.json`, `comparison.png`, and the simulated
+(`nanoserve.executors.probe`): each once before the run, and again after each plan that it runs, while the run's clock
+stands still. Requests stop where they really stopped. Files: `comparison.json`, `comparison.png`, and the simulated
 run's two tables.
 """
 
@@ -60,6 +60,17 @@ class Compared(Alone):
                 f"--compare_executors lays a real run beside its simulation, and this one is {replay.choice.line}. "
                 "Choose a config whose chips are here, such as --config=smollm2_cpu"
             )
+        if replay.experiment.snapshots.interval_s is not None:
+            raise ConfigError(
+                "--compare_executors: a run that is timed keeps no snapshots. Leave Snapshots.interval_s out"
+            )
+        config = replay.engine.scheduler.config
+        for field, plain in (("draft", "none"), ("batch_invariant", False), ("allocator", "paged")):
+            if getattr(config, field) != plain:
+                raise ConfigError(
+                    f"--compare_executors times the programs of plain steps on free pages: Engine.{field} = "
+                    f"{getattr(config, field)!r} cannot be compared. Leave it out"
+                )
 
     def before(self, replay: "Replay") -> None:
         """Times every program of a run that is warmed up, showing progress, and sees to it that the run times them."""
@@ -71,13 +82,13 @@ class Compared(Alone):
         if executor is None:
             raise ValueError("nothing to time: `check` refuses a run that is not executed")
         if not isinstance(pool, PagePool):
-            raise ConfigError("--compare_executors times programs on free pages. Choose Engine.allocator = 'paged'")
+            raise ValueError("nothing to time on: `check` refuses runs without pages")
         prober = self._prober = Prober(executor, replay.experiment.engine.page_tokens, lambda: pool.free_pages)
         with Progress(prober.calls, "timing") as progress:
             for done, program in enumerate(prober.all_once(), start=1):
                 progress.update(done, program=str(tuple(program)))
 
-        engine.executor = BesideRun(executor, prober, lambda: engine.clock)
+        engine.executor = BesideRun(engine.executor, prober, lambda: engine.clock)
 
     def after(self, replay: "Replay", folder: RunFolder) -> None:
         """Simulates the run, prints both beside each other, and writes the files.
@@ -93,12 +104,15 @@ class Compared(Alone):
 
 
 def _compare(replay: "Replay", pricer: "ProgramPricer", folder: RunFolder) -> None:
-    from nanoserve.executors.program_executor import ProgramExecutor
+    from nanoserve.executors.roofline_executor import RooflineExecutor
+    from nanoserve.executors.stopping import StoppingExecutor
     from nanoserve.replay import simulated_twin
     from nanoserve.report import comparison as tables
 
     real = replay.records()
-    twin = simulated_twin(replay, ProgramExecutor(pricer, _stops(real.requests)))
+    pool = replay.members[0].pool
+    priced = RooflineExecutor(pool.model, pool.cluster, pool.precision, pool.calibration, pricer)
+    twin = simulated_twin(replay, StoppingExecutor(priced, _stops(real.requests)))
     twin.run()
     simulated = twin.records()
     priced_s = np.array([to_seconds(pricer.plan_ticks(counts)) for counts in _plan_counts(real.steps)])

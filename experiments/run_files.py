@@ -6,7 +6,8 @@ import json
 import tempfile
 from typing import TYPE_CHECKING
 
-from nanoserve.report.content import ReportData, Roof
+from nanoserve.report.content import ReportData, Roof, Table
+from nanoserve.report.fleet import PoolShare, engine_loads, engine_table, pool_table
 from nanoserve.report.metrics import Summary, summarize
 from nanoserve.report.run_folder import RunFolder, environment
 from nanoserve.roofline.calibration import provenance
@@ -14,6 +15,7 @@ from nanoserve.specs.config import Loaded
 from nanoserve.specs.errors import CapacityError
 
 if TYPE_CHECKING:
+    from nanoserve.engine.tape import Tape
     from nanoserve.replay import Records, Replay
 
 
@@ -24,6 +26,7 @@ class Outcome:
     Attributes:
       loaded: its config. replay: the engine with its log. trace_hash: `replay.trace_fingerprint` of its trace.
       complete: every request left the engine by itself. elapsed_s: wall time from reading the trace to the last step.
+      tape: what a real engine was told about time; None for a run that repeats itself without.
     """
 
     loaded: Loaded
@@ -31,6 +34,7 @@ class Outcome:
     trace_hash: str
     complete: bool
     elapsed_s: float
+    tape: "Tape | None" = None
 
     @functools.cached_property
     def environment(self) -> dict:
@@ -69,6 +73,8 @@ def write_records(folder: RunFolder, outcome: Outcome) -> "Records":
     folder.write_records(records.requests, records.steps)
     folder.write_events(records.event_lines())
     folder.write_outputs(json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.replay.outputs())
+    if outcome.tape is not None:
+        folder.write_tape(outcome.tape.rows())
     return records
 
 
@@ -113,7 +119,23 @@ def _summary(replay: "Replay", records: "Records") -> Summary:
         replay.facts.slo,
         issued=replay.issued,
         page_tokens=replay.experiment.engine.page_tokens,
+        engines=len(replay.members),
     )
+
+
+def _constants(replay: "Replay") -> list[tuple]:
+    """What every kind of chip is priced with."""
+    pools = {pool.cluster.chip.name: pool for pool in replay.pools}
+    return [row for pool in pools.values() for row in provenance(pool.calibration, pool.cluster.chip)]
+
+
+def _fleet_tables(replay: "Replay", records: "Records", summary: Summary) -> list[Table]:
+    """What each engine did and each pool costs; nothing for a single engine."""
+    if len(replay.members) == 1:
+        return []
+    pools = [PoolShare(name=pool.name, cluster=pool.cluster) for pool in replay.pools]
+    loads = engine_loads(records.steps, pools, summary.duration_s)
+    return [engine_table(loads), pool_table(pools, loads, summary)]
 
 
 def _summary_dict(outcome: Outcome, summary: Summary) -> dict:
@@ -148,13 +170,14 @@ def _write_report(folder: RunFolder, outcome: Outcome, records: "Records", summa
         requests=records.requests,
         roof=Roof(
             chip=cluster.chip.name,
-            chips=cluster.count,
+            chips=sum(pool.cluster.count for pool in replay.pools),
             dtype=compute,
             peak_flops_per_s=cluster.chip.peak(compute),
             hbm_bytes_per_s=cluster.chip.hbm_bytes_per_s,
         ),
-        constants=provenance(replay.calibration, cluster.chip),
+        constants=_constants(replay),
         operative=outcome.loaded.operative,
         environment=outcome.environment,
+        fleet=_fleet_tables(replay, records, summary),
     )
     folder.write_report(render_html(data), render_markdown(data))

@@ -201,10 +201,11 @@ def load_of(path: str | None, requests: int) -> "Trace":
 
 
 def _engine(trace: "Trace", horizon_steps: int) -> "Engine":
+    from nanoserve.building import build_engine
     from nanoserve.engine.clock import VirtualClock
-    from nanoserve.engine.types import EngineConfig, to_ticks
+    from nanoserve.engine.config import EngineConfig
+    from nanoserve.engine.types import to_ticks
     from nanoserve.executors.roofline_executor import RooflineExecutor
-    from nanoserve.replay import build_engine
     from nanoserve.roofline.calibration import constants_for
     from nanoserve.roofline.memory import num_pages
     from nanoserve.specs.chip_registry import chip

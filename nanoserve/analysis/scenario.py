@@ -10,11 +10,12 @@ import dataclasses
 import numpy as np
 
 from nanoserve.analysis.clients import OneStepLate
+from nanoserve.building import build_engine
 from nanoserve.engine.clock import VirtualClock
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.engine import Load
-from nanoserve.engine.types import EngineConfig, to_ticks
+from nanoserve.engine.types import to_ticks
 from nanoserve.executors.roofline_executor import RooflineExecutor
-from nanoserve.replay import build_engine
 from nanoserve.roofline.calibration import Calibration
 from nanoserve.roofline.memory import memory_plan, num_pages
 from nanoserve.specs.chips import ClusterSpec, Precision

@@ -7,7 +7,7 @@ Next: `rows`, which puts a stack under a published row.
 import dataclasses
 import re
 
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.specs.chips import ChipSpec
 
 _GIB = 2**30

@@ -65,9 +65,9 @@ class VirtualClock:
 class WallClock:
     """Time that passes."""
 
-    def __init__(self):
-        """Starts now."""
-        self._restored_ns = 0
+    def __init__(self, passed_ns: int = 0):
+        """Starts now, as if so much had passed."""
+        self._restored_ns = passed_ns
         self.start()
 
     def start(self) -> None:
@@ -102,5 +102,4 @@ class WallClock:
         return {"_restored_ns": time.perf_counter_ns() - self._start_ns}
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self._restored_ns = state["_restored_ns"]
-        self.start()
+        self.__init__(state["_restored_ns"])

@@ -12,8 +12,9 @@ The price is padding: `max_seqs` decode rows and a whole chunk in every step, an
 from collections.abc import Iterator, Sequence
 
 from nanoserve.engine.chunking import most_chunk_tokens
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.sequence import pages_for
-from nanoserve.engine.types import EngineConfig, Plan, Row
+from nanoserve.engine.types import Plan, Row
 from nanoserve.executors.arrays import Ladders
 from nanoserve.executors.step_calls import StepCalls
 

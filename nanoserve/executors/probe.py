@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from nanoserve.engine.clock import Clock
 from nanoserve.engine.sequence import pages_for
-from nanoserve.engine.types import Kind, Pending, Plan, Row, StepResult, to_seconds
+from nanoserve.engine.types import Executor, Kind, Pending, Plan, Row, StepResult, to_seconds
 from nanoserve.executors.buckets import bucket
 from nanoserve.executors.jax_executor import JaxExecutor
 from nanoserve.executors.tokens import TokenBook
@@ -115,7 +115,7 @@ class Prober:
 class BesideRun:
     """A JAX executor that is timed after each of its plans, while the run's clock stands still."""
 
-    def __init__(self, executor: JaxExecutor, prober: Prober, clock: Callable[[], Clock]):
+    def __init__(self, executor: Executor, prober: Prober, clock: Callable[[], Clock]):
         """Takes the executor, who times its programs, and the run's clock, which is not there yet."""
         self._executor, self._prober, self._clock = executor, prober, clock
         self.steps_before, self.release = executor.steps_before, executor.release

@@ -1,8 +1,9 @@
 """Ends requests before their limit, as a token that ends a text would: for simulated runs, which make no tokens.
 
-A client states a limit and the answer ends where it ends. A log tells the second number; `TraceSource.stated_limit_tokens`
-supplies the first. Or a real run is simulated, and the twin is told where its requests stopped. What a plan of several
-steps computes beyond a stop is thrown away, as it is on a device. Next: `roofline_executor`.
+A client states a limit and the answer ends where it ends. A log tells the second number, and
+`TraceSource.stated_limit_tokens` supplies the first. Or a real run is simulated, and the twin is told where its
+requests stopped. What a plan of several steps computes beyond a stop is thrown away, as it is on a device. Next:
+`roofline_executor`.
 """
 
 import dataclasses

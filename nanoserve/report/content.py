@@ -60,6 +60,7 @@ class ReportData:
       constants: every constant the numbers rest on: name, value, unit, source.
       operative: the configuration with every value spelled out.
       environment: what `env.json` holds.
+      fleet: tables of `report.fleet`; none for a single engine.
     """
 
     title: str
@@ -71,6 +72,7 @@ class ReportData:
     constants: Sequence[tuple[str, Any, str, str]]
     operative: str
     environment: Mapping[str, Any]
+    fleet: "Sequence[Table]" = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,7 @@ def latency_table(summary: Summary) -> Table:
 
 def throughput_table(summary: Summary) -> Table:
     """What went through, and how fast."""
-    rows = (
+    rows = [
         ("requests", units.count(summary.completed), units.significant(summary.requests_per_s)),
         ("prompt tokens", units.count(summary.prompt_tokens), units.significant(summary.prompt_tokens_per_s)),
         ("output tokens", units.count(summary.output_tokens), units.significant(summary.output_tokens_per_s)),
@@ -143,8 +145,40 @@ def throughput_table(summary: Summary) -> Table:
             units.count(summary.preemptions),
             units.significant(units.ratio(summary.preemptions, summary.duration_s)),
         ),
-    )
-    return Table(("throughput", "total", "per second"), rows)
+    ]
+    return Table(("throughput", "total", "per second"), rows + _kept_rows(summary) + _draft_rows(summary))
+
+
+def _kept_rows(summary: Summary) -> list[tuple[str, str, str]]:
+    """KV that was found again or waited on the host; nothing where there was neither."""
+    counts = {}
+    if summary.swapped_out_tokens:
+        counts |= {"swapped to the host": summary.swapped_out_tokens, "swapped back": summary.swapped_in_tokens}
+    if summary.prefix_lookup_tokens:
+        counts |= {"asked of the prefix cache": summary.prefix_lookup_tokens, "found there": summary.prefix_hit_tokens}
+    rows = [
+        (f"tokens {name}", units.count(count), units.significant(units.ratio(count, summary.duration_s)))
+        for name, count in counts.items()
+    ]
+    if summary.prefix_lookup_tokens:
+        rows.append(("found in the prefix cache, of asked", units.share(summary.prefix_hit_share), ""))
+    return rows
+
+
+def _draft_rows(summary: Summary) -> list[tuple[str, str, str]]:
+    """What speculation did; nothing where no token was drafted."""
+    if not summary.drafted_tokens:
+        return []
+    counts = {"drafted tokens": summary.drafted_tokens, "accepted tokens": summary.accepted_tokens}
+    rows = [
+        (name, units.count(count), units.significant(units.ratio(count, summary.duration_s)))
+        for name, count in counts.items()
+    ]
+    return [
+        *rows,
+        ("accepted, of drafted", units.share(summary.accepted_share), ""),
+        ("tokens a sequence gains in a step", units.significant(summary.tokens_per_row), ""),
+    ]
 
 
 def bound_table(summary: Summary) -> Table:

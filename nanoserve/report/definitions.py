@@ -43,6 +43,14 @@ DEFINITIONS: Sequence[tuple[str, str]] = (
         ),
     ),
     (
+        "Drafted, accepted",
+        (
+            "Tokens guessed ahead and verified by the model in one step, and those of them that it would have chosen "
+            "itself. A sequence gains one token in a step and each accepted one; they appear together, so the gaps "
+            "between them are zero."
+        ),
+    ),
+    (
         "Page",
         "A block of KV positions (vLLM: block). KV utilization is positions written / positions in the pages held.",
     ),

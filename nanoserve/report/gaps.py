@@ -1,10 +1,13 @@
 """Gaps between output tokens, pooled over all sequences and taken from the plans.
 
-Every sequence that decodes gets exactly one token in every step, so the gaps of a run are the durations of its decode
-steps, each counted once per decoding sequence. A million tokens are a few thousand (duration, weight) pairs.
+Every sequence that decodes gets a token in every step, so the gaps of a run are the durations of its decode steps,
+each counted once per decoding sequence. A million tokens are a few thousand (duration, weight) pairs. Drafted tokens
+that were accepted appear together with that token, so the gaps before them are zero.
 
 Where steps only prefill, those who decode are left out, and their next gap is longer by all such steps since their last
-token. Only the gap across a preemption is not known here; it is `max_stall_s` of its request. Next: `metrics`.
+token. Two gaps are not known here: that across a preemption, which is `max_stall_s` of its request, and that between
+the first and the second token of a request that changed engines. A sequence whose KV was swapped back is counted with
+the gap of those it decodes beside. Next: `metrics`.
 """
 
 from collections.abc import Mapping
@@ -19,12 +22,12 @@ def token_gaps(steps: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]
     a plan and the start of the next (a real host plans in it) belongs to the next plan's first gap.
 
     Args:
-      steps: the columns `start_s`, `duration_s`, `first_step_s`, `steps`, `decode_seqs`, `stalled_seqs`, in order of
-        time.
+      steps: the columns `start_s`, `duration_s`, `first_step_s`, `steps`, `decode_seqs`, `stalled_seqs`,
+        `accepted_tokens`, in order of time.
 
     Returns:
       seconds, float [gaps], and decoding sequences, integer [gaps], which sum to the tokens that were decoded. The
-      decode steps of the run come first, then gaps with stalls in them.
+      decode steps of the run come first, then that of all accepted tokens, then gaps with stalls in them.
     """
     end_s = steps["start_s"] + steps["duration_s"]
     pause_s = np.maximum(steps["start_s"] - np.append(steps["start_s"][:1], end_s[:-1]), 0.0)
@@ -38,6 +41,8 @@ def token_gaps(steps: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]
     place = np.arange(len(plan)) - np.repeat(np.cumsum(count) - count, count)
     gaps_s = first_s[plan] + place * growth_s[plan] + np.where(place == 0, pause_s[decodes][plan], 0.0)
     weights = seqs[plan]
+    if accepted := steps["accepted_tokens"].sum():
+        gaps_s, weights = np.append(gaps_s, 0.0), np.append(weights, accepted)
     if not (steps["stalled_seqs"] > 0).any():
         return gaps_s, weights
     since_s, stalled, ending = _stalls(steps, decodes, seqs, pause_s)

@@ -51,6 +51,7 @@ def render_html(data: ReportData) -> str:
         ),
         _section("Over time", _columns(map(_plot, timeline_plots(data)))),
         _section("Throughput, memory, requests", _tables_of(data)),
+        *([_section("Replicas", *map(_table, data.fleet))] if data.fleet else []),
         _section("Padding", _padding_text(data), _table(padding_table(shares, summary))),
         _section("Where the numbers come from", _table(constants_table(data.constants))),
         _section("What the words mean", _definitions()),

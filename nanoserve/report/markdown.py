@@ -37,6 +37,7 @@ def render_markdown(data: ReportData) -> str:
         ("Throughput", _table(throughput_table(summary))),
         ("Memory and queue", _table(memory_table(summary))),
         ("Requests", _table(finish_table(summary))),
+        *((title, _table(table)) for title, table in zip(("Replicas", "Pools"), data.fleet, strict=False)),
         ("Padding", _table(padding_table(by_kind(data.steps), summary))),
         ("Where the numbers come from", _table(constants_table(data.constants))),
         ("What the words mean", "".join(f"- **{_cell(word)}**: {_cell(text)}\n" for word, text in DEFINITIONS)),

@@ -5,7 +5,9 @@ not matter; a number that has no sample is NaN. t0 of every latency is the *sche
 cannot hide its queue), and how late the engine took requests is reported beside it as `schedule_delay_s`.
 
 Latencies, throughput and token counts are over completed requests (finished by length or stop); `slo_attainment` and
-`goodput_rps` are over issued ones. Next: `gaps` for inter-token gaps, `stats` for percentiles, `run_folder` for files.
+`goodput_rps` are over issued ones. Of a fleet, times in plans are summed over its engines, means are over the busy time
+of all of them, weighted by chips, and peaks are those of one engine; `fleet` tells engines apart. Next: `gaps` for
+inter-token gaps, `stats` for percentiles, `run_folder` for files.
 """
 
 import dataclasses
@@ -52,12 +54,19 @@ class Summary:
       slo: the limits, or None; the next four are then NaN. goodput_rps: good requests per second of `duration_s`.
       slo_attainment: good / issued. slo_attainment_completed: good / completed.
       slo_met: p99 of TTFT and of TPOT are within the limits and nothing failed (None without limits).
-      busy_s, idle_s: time in plans, and the rest of `duration_s`. busy_fraction: busy / duration.
+      busy_s, idle_s: time in plans, and the rest of `duration_s`; of a fleet, of all engines together.
+      busy_fraction: busy / (busy + idle).
       mfu, mbu: means over busy time. roofline_fraction: datasheet time / busy time.
       bound: where most busy time went. time_by_bound_s: seconds by bound, with `idle`.
       useful_tokens, executed_tokens: through the layers, without and with padding. useful_kv_tokens,
         executed_kv_tokens: KV positions attended, and gathered.
       steps, plans, preemptions: totals.
+      prefix_lookup_tokens, prefix_hit_tokens: tokens to prefill of the sequences that were admitted, and those of them
+        whose KV the prefix cache had. prefix_hit_share: hits / lookups, NaN without a prefix cache.
+      swapped_out_tokens, swapped_in_tokens: KV positions moved to the host, and back.
+      drafted_tokens, accepted_tokens: tokens that decode rows verified besides their own, and those of them that were
+        kept. accepted_share: accepted / drafted. tokens_per_row: tokens that a decoding sequence gained in a step;
+        the last two are NaN where nothing was drafted.
       pages_total, pages_used_peak: of the pool. pages_used_mean, running_mean, waiting_mean: over busy time.
       running_peak, waiting_peak: requests.
       kv_utilization: KV positions written / positions in the pages held, over busy time; NaN if the
@@ -103,6 +112,15 @@ class Summary:
     steps: int
     plans: int
     preemptions: int
+    prefix_lookup_tokens: int
+    prefix_hit_tokens: int
+    prefix_hit_share: float
+    swapped_out_tokens: int
+    swapped_in_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    accepted_share: float
+    tokens_per_row: float
     pages_total: int
     pages_used_peak: int
     pages_used_mean: float
@@ -124,6 +142,7 @@ def summarize(
     *,
     issued: int | None = None,
     page_tokens: int | None = None,
+    engines: int = 1,
 ) -> Summary:
     """Reduces a run to its numbers.
 
@@ -133,6 +152,7 @@ def summarize(
       slo: limits for goodput and attainment, or None.
       issued: requests the load sent, by its own count; None takes the rows of `requests`.
       page_tokens: tokens per page.
+      engines: that ran at the same time; the table of steps says which ran what.
 
     Returns:
       The summary.
@@ -149,13 +169,15 @@ def summarize(
         finish_reasons=reasons,
         duration_s=duration_s,
         slo=slo,
-        itl_s=distribution(*token_gaps(plans)),
+        itl_s=distribution(*pooled_gaps(plans)),
         schedule_delay_s=distribution(done["sent_s"] - done["arrival_s"]),
         **_throughput(done, duration_s),
         **_latencies(done),
         **_objectives(done, slo, duration_s),
-        **_utilization(plans, duration_s),
+        **_utilization(plans, engines * duration_s),
         **_totals(plans),
+        **_kv_kept(plans),
+        **_drafts(plans),
         **_occupancy(plans, page_tokens),
     )
 
@@ -283,8 +305,22 @@ def _objectives(requests: Columns, slo: Slo | None, duration_s: float) -> dict[s
 
 
 def plan_columns(steps: "pl.DataFrame") -> dict[str, np.ndarray]:
-    """The step table as arrays in order of time."""
-    return _columns(steps, "step")
+    """The step table as arrays in order of time; of a fleet, engine after engine."""
+    return _columns(steps, *(["replica"] if "replica" in steps.columns else []), "step")
+
+
+def engine_rows(plans: Columns) -> list[slice]:
+    """Where the plans of each engine are, in what `plan_columns` returned; engines without any left out."""
+    if "replica" not in plans:
+        return [slice(None)]
+    ends = np.flatnonzero(np.diff(plans["replica"])) + 1
+    return list(map(slice, [0, *ends], [*ends, len(plans["replica"])]))
+
+
+def pooled_gaps(plans: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """`gaps.token_gaps` of every engine, together."""
+    gaps = [token_gaps({name: column[rows] for name, column in plans.items()}) for rows in engine_rows(plans)]
+    return np.concatenate([seconds for seconds, _ in gaps]), np.concatenate([seqs for _, seqs in gaps])
 
 
 def useful_kv_tokens(plans: Columns) -> np.ndarray:
@@ -294,12 +330,12 @@ def useful_kv_tokens(plans: Columns) -> np.ndarray:
 
 def useful_tokens(plans: Columns) -> np.ndarray:
     """Tokens that had to pass through the layers, per plan: what `executed_tokens` would be without padding."""
-    return plans["steps"] * plans["decode_seqs"] + plans["prefill_tokens"]
+    return plans["steps"] * plans["decode_seqs"] + plans["drafted_tokens"] + plans["prefill_tokens"]
 
 
-def _utilization(plans: Columns, duration_s: float) -> dict[str, Any]:
+def _utilization(plans: Columns, engine_s: float) -> dict[str, Any]:
     busy_s = float(plans["duration_s"].sum())
-    idle_s = max(0.0, duration_s - busy_s)
+    idle_s = max(0.0, engine_s - busy_s)
     by_bound = {name: float(plans[f"{name}_s"].sum()) for name in BOUNDS}
     return {
         "busy_s": busy_s,
@@ -325,6 +361,23 @@ def _totals(plans: Columns) -> dict[str, Any]:
     }
 
 
+def _kv_kept(plans: Columns) -> dict[str, Any]:
+    names = ("prefix_lookup_tokens", "prefix_hit_tokens", "swapped_out_tokens", "swapped_in_tokens")
+    totals = {name: int(plans[name].sum()) for name in names}
+    return totals | {"prefix_hit_share": _ratio(totals["prefix_hit_tokens"], totals["prefix_lookup_tokens"])}
+
+
+def _drafts(plans: Columns) -> dict[str, Any]:
+    drafted, accepted = int(plans["drafted_tokens"].sum()), int(plans["accepted_tokens"].sum())
+    rows = int((plans["steps"] * plans["decode_seqs"]).sum())
+    return {
+        "drafted_tokens": drafted,
+        "accepted_tokens": accepted,
+        "accepted_share": _ratio(accepted, drafted),
+        "tokens_per_row": _ratio(rows + accepted, rows) if drafted else math.nan,
+    }
+
+
 def _occupancy(plans: Columns, page_tokens: int | None) -> dict[str, Any]:
     places = plans["pages_used"] * (page_tokens or 0) * plans["duration_s"]
     return {
@@ -342,13 +395,14 @@ def _occupancy(plans: Columns, page_tokens: int | None) -> dict[str, Any]:
 # ---- small parts ----
 
 
-def _columns(frame: "pl.DataFrame", order_by: str) -> dict[str, np.ndarray]:
+def _columns(frame: "pl.DataFrame", *order_by: str) -> dict[str, np.ndarray]:
     ordered = frame.sort(order_by)
     return {name: ordered[name].to_numpy() for name in ordered.columns}
 
 
 def _time_mean(plans: Columns, name: str) -> float:
-    return _ratio((plans[name] * plans["duration_s"]).sum(), plans["duration_s"].sum())
+    weights = plans["duration_s"] * plans["chips"] if "chips" in plans else plans["duration_s"]
+    return _ratio((plans[name] * weights).sum(), weights.sum())
 
 
 def _ratio(part: float, whole: float) -> float:

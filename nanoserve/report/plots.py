@@ -11,9 +11,8 @@ import numpy as np
 
 from nanoserve.report import units
 from nanoserve.report.content import KINDS, LATENCY_LABELS, ReportData, Roof
-from nanoserve.report.gaps import token_gaps
-from nanoserve.report.metrics import Summary, plan_columns, request_columns
-from nanoserve.report.series import Cells, gather, peak_over_time, rate_over_time
+from nanoserve.report.metrics import Summary, engine_rows, plan_columns, pooled_gaps, request_columns
+from nanoserve.report.series import Cells, gather, overlay, peak_over_time, rate_over_time
 from nanoserve.report.stats import quantiles
 from nanoserve.report.theme import DAY, KIND_COLORS, Plot, draw
 
@@ -59,7 +58,7 @@ def roofline_plot(data: ReportData) -> Plot:
             axes.scatter(cells.x, cells.y, s=area, color=DAY[KIND_COLORS[kind]], alpha=0.6, linewidths=0)
             axes.plot([], [], "o", color=DAY[KIND_COLORS[kind]], label=kind)
         if total_s:
-            run = (plans["flops"].sum() / plans["bytes"].sum(), plans["flops"].sum() / total_s / roof.chips)
+            run = (plans["flops"].sum() / plans["bytes"].sum(), plans["flops"].sum() / plans["chip_s"].sum())
             axes.plot(*run, "x", color=DAY["ink"], markersize=9, markeredgewidth=2)
         if cells_by_kind:
             axes.legend(loc="upper left", handletextpad=0.2)
@@ -87,8 +86,8 @@ def _priced_plans(data: ReportData, roof: Roof) -> Columns:
         "flops": flops[drawn],
         "bytes": moved[drawn],
     }
-    achieved = kept["flops"] / kept["duration_s"] / roof.chips
-    return kept | {"intensity": kept["flops"] / kept["bytes"], "achieved": achieved}
+    kept["chip_s"] = (plans["duration_s"] * plans.get("chips", roof.chips))[drawn]
+    return kept | {"intensity": kept["flops"] / kept["bytes"], "achieved": kept["flops"] / kept["chip_s"]}
 
 
 def _draw_roof(axes: "Axes", roof: Roof, plans: Columns) -> None:
@@ -119,7 +118,7 @@ def _draw_roof(axes: "Axes", roof: Roof, plans: Columns) -> None:
 def latency_plots(data: ReportData) -> list[Plot]:
     """Cumulative distributions of TTFT, TPOT, ITL and E2E, with the limits where there are any."""
     requests = request_columns(data.requests)
-    gaps_s, seqs = token_gaps(plan_columns(data.steps))
+    gaps_s, seqs = pooled_gaps(plan_columns(data.steps))
     samples = {name: (requests[name], None) for name in ("ttft_s", "tpot_s", "e2e_s")} | {"itl_s": (gaps_s, seqs)}
     slo = data.summary.slo
     limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s} if slo else {}
@@ -179,10 +178,10 @@ def timeline_plots(data: ReportData) -> list[Plot]:
     plans = plan_columns(data.steps)
     if not len(plans["start_s"]):
         return []
-    edges_s = np.linspace(plans["start_s"][0], (plans["start_s"] + plans["duration_s"]).max(), _STRETCHES + 1)
+    edges_s = np.linspace(plans["start_s"].min(), (plans["start_s"] + plans["duration_s"]).max(), _STRETCHES + 1)
     return [
         _throughput_plot(plans, edges_s, data.summary),
-        _queue_plot(plans, edges_s, data.summary),
+        _queue_plot(plans, edges_s),
         _pages_plot(plans, edges_s, data.summary),
         _utilization_plot(plans, edges_s, data.summary),
     ]
@@ -208,11 +207,11 @@ def _throughput_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> P
     return draw(title, _plans_note(plans), paint)
 
 
-def _queue_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
+def _queue_plot(plans: Columns, edges_s: np.ndarray) -> Plot:
     running, waiting = _level(plans, "running", edges_s), _level(plans, "waiting", edges_s)
     most_running, most_waiting = _peak(plans, "running", edges_s), _peak(plans, "waiting", edges_s)
-    queue = f"the queue grows to {summary.waiting_peak:,}" if summary.waiting_peak else "nothing ever queues"
-    title = f"Up to {summary.running_peak:,} sequences run at once; {queue}"
+    queue = f"the queue grows to {most_waiting.max():,.0f}" if most_waiting.any() else "nothing ever queues"
+    title = f"Up to {most_running.max():,.0f} sequences run at once; {queue}"
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -229,10 +228,10 @@ def _queue_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
 
 
 def _pages_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
-    total = summary.pages_total
+    total = sum(int(plans["pages_total"][rows].max()) for rows in engine_rows(plans))
     used = _level(plans, "pages_used", edges_s) / max(total, 1)
     most = _peak(plans, "pages_used", edges_s) / max(total, 1)
-    highest = units.share(units.ratio(summary.pages_used_peak, total))
+    highest = units.share(most.max())
     title = f"KV pages: {highest} of the pool at the peak, {summary.preemptions:,} preemptions"
 
     def paint(figure: "Figure") -> None:
@@ -248,7 +247,7 @@ def _pages_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
 
 
 def _utilization_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
-    mfu, mbu = _level(plans, "mfu", edges_s), _level(plans, "mbu", edges_s)
+    mfu, mbu = _share(plans, "mfu", edges_s), _share(plans, "mbu", edges_s)
     compute, memory = units.share(summary.mfu), units.share(summary.mbu)
     title = f"While busy, {compute} of peak FLOP/s and {memory} of HBM bandwidth are used"
 
@@ -268,7 +267,22 @@ def _utilization_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> 
 
 
 def _rate(plans: Columns, amount: np.ndarray, edges_s: np.ndarray) -> np.ndarray:
-    return rate_over_time(plans["start_s"], plans["duration_s"], amount, edges_s)
+    """Of all engines together."""
+    return sum(
+        (
+            rate_over_time(plans["start_s"][rows], plans["duration_s"][rows], amount[rows], edges_s)
+            for rows in engine_rows(plans)
+        ),
+        np.zeros(len(edges_s) - 1),
+    )
+
+
+def _share(plans: Columns, name: str, edges_s: np.ndarray) -> np.ndarray:
+    """The mean of a share over all chips."""
+    if "chips" not in plans:
+        return _level(plans, name, edges_s)
+    chips = sum(int(plans["chips"][rows][0]) for rows in engine_rows(plans))
+    return _rate(plans, plans[name] * plans["duration_s"] * plans["chips"], edges_s) / chips
 
 
 def _level(plans: Columns, name: str, edges_s: np.ndarray) -> np.ndarray:
@@ -276,6 +290,8 @@ def _level(plans: Columns, name: str, edges_s: np.ndarray) -> np.ndarray:
 
 
 def _peak(plans: Columns, name: str, edges_s: np.ndarray) -> np.ndarray:
+    if len(engine_rows(plans)) > 1:
+        return peak_over_time(*overlay(plans["start_s"], plans["duration_s"], plans[name]), edges_s)
     return peak_over_time(plans["start_s"], plans["duration_s"], plans[name].astype(np.float64), edges_s)
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from nanoserve.specs.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
 VERSIONED_PACKAGES = ("jax", "jaxlib", "numpy", "polars")
@@ -90,6 +91,18 @@ class RunFolder:
         if content:
             self._write("outputs.jsonl", content.encode())
 
+    def write_tape(self, rows: "np.ndarray") -> None:
+        """`tape.npy`: what a real run was told about time (`engine.tape`), for `run.py --replay`."""
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, rows, allow_pickle=False)
+        self._write("tape.npy", buffer.getbuffer())
+
+    def write_fork(self, origin: Mapping[str, Any]) -> None:
+        """`fork.json`: which run this one repeats, up to which step, and what is another from there on."""
+        self._write("fork.json", _json_bytes(origin))
+
     def write_comparison(self, figures: str, plot: bytes, requests: "pl.DataFrame", steps: "pl.DataFrame") -> None:
         """`comparison.json`, `comparison.png`, and the records of the simulation that the run was compared with."""
         self._write("comparison.json", figures.encode())
@@ -108,7 +121,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Marks the run as complete: `DONE` holds the names of its files."""
-        names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        names = sorted(entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != ".")
         self._write("DONE", "".join(f"{name}\n" for name in names).encode())
 
     def _write_table(self, name: str, frame: "pl.DataFrame") -> None:

@@ -40,6 +40,24 @@ def peak_over_time(start_s: np.ndarray, duration_s: np.ndarray, level: np.ndarra
     return peak
 
 
+def overlay(
+    start_s: np.ndarray, duration_s: np.ndarray, level: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Intervals that overlap, as those between any two of their ends: what `peak_over_time` takes.
+
+    Args:
+      start_s, duration_s: float [plans], of several engines. level: integers [plans], which add up.
+
+    Returns:
+      start_s, duration_s, level: float [intervals], in order and not overlapping.
+    """
+    times, changes = np.concatenate([start_s, start_s + duration_s]), np.concatenate([level, -level])
+    order = np.argsort(times, kind="stable")
+    times, levels = times[order], np.cumsum(changes[order])
+    lasting = np.diff(times) > 0
+    return times[:-1][lasting], np.diff(times)[lasting], levels[:-1][lasting].astype(np.float64)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cells:
     """Points of a plane gathered into cells: where their centre is, and how much time they stand for."""

@@ -22,7 +22,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 UNKNOWN_CYCLES = 2**63 - 1  # what XLA writes where it has no estimate
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
 _CONTROL = ("while", "conditional", "call")
-_COMPUTES = ("convolution", "dot", "scatter", "dynamic-update-slice")
+_COMPUTES = ("convolution", "dot", "scatter", "dynamic-update-slice", "custom-call")  # the last is cuBLAS
 _NOT_COPIES = ("parameter", "get-tuple-element", "tuple", "bitcast", "add", "multiply", "custom-call", *_CONTROL)
 
 _NAME = r"%([\w.-]+)"
@@ -99,10 +99,12 @@ class Assumed:
     Attributes:
       trips: how often loops run whose length depends on data, by how deep they lie in one another (outermost first).
       dearest_branch: a conditional takes the branch with the most cycles, else the one with the fewest.
+      within: scope -> `trips` of the loops in it, where they differ.
     """
 
     trips: tuple[float, ...] = ()
     dearest_branch: bool = False
+    within: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -239,12 +241,15 @@ def stated_trips(condition: Sequence[Instruction]) -> int | None:
 
 
 def _given(instruction: Instruction, assumed: Assumed, depth: int) -> float:
-    if depth >= len(assumed.trips):
+    trips = next(
+        (assumed.within[name] for name in instruction.scope.split("/") if name in assumed.within), assumed.trips
+    )
+    if depth >= len(trips):
         raise ConfigError(
             f"loop '{instruction.name}' ({instruction.scope}) runs as often as its data says, and no number was given "
             f"for loops of depth {depth + 1}. Add one to Assumed.trips"
         )
-    return assumed.trips[depth]
+    return trips[depth]
 
 
 def _loop(instruction: Instruction) -> tuple[str, str]:

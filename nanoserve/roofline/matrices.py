@@ -57,8 +57,10 @@ class AttentionShape:
     kv_heads: int
 
 
-def layer_matrices(model: ModelSpec, ways: int = 1) -> tuple[Matrix, ...]:
+def layer_matrices(model: ModelSpec, ways: int = 1, expert_ways: int | None = None) -> tuple[Matrix, ...]:
     """Returns the matrices that one of `ways` tensor-parallel chips holds.
+
+    Of each routed expert a chip has one of `expert_ways` parts, or of `ways` where that is None.
 
     KV heads fewer than `ways` are replicated, so their part of `qkv` stops shrinking; so are the matrices that make
     latents.
@@ -67,7 +69,7 @@ def layer_matrices(model: ModelSpec, ways: int = 1) -> tuple[Matrix, ...]:
     moe = model.moe
     if moe is None:
         return (*attention, *_feed_forward(model, "", math.ceil(model.ffn / ways), model.layers))
-    routed, width = model.layers - moe.dense_layers, math.ceil(moe.ffn / ways)
+    routed, width = model.layers - moe.dense_layers, math.ceil(moe.ffn / (expert_ways or ways))
     experts = (
         dataclasses.replace(matrix, passes=moe.top_k, experts=moe.experts)
         for matrix in _feed_forward(model, "experts_", width, routed)

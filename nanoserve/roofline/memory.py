@@ -35,7 +35,7 @@ class MemoryPlan:
       weight_bytes, activation_bytes, runtime_bytes: what is taken before KV.
       kv_bytes: what is left; negative when the rest does not fit.
       page_bytes: one page, all the chip's layers. kv_bytes_per_token: one token, factors of quantised KV included.
-      kv_groups: groups of chips with sequences of their own (the mesh axis `expert`).
+      kv_groups: groups of chips with sequences of their own (the mesh axis `expert`, where it divides sequences).
     """
 
     hbm_bytes: int
@@ -67,29 +67,33 @@ def memory_plan(
     hbm_utilization: float = 0.9,
     max_step_tokens: int = 2048,
     max_seqs: int = 256,
+    draft: ModelSpec | None = None,
 ) -> MemoryPlan:
     """Returns how a chip's memory is divided.
 
     Args:
       model, cluster, precision: what is held, where, in which dtypes.
-      page_tokens, hbm_utilization, max_step_tokens, max_seqs: as in `engine.types.EngineConfig`.
+      page_tokens, hbm_utilization, max_step_tokens, max_seqs: as in `engine.config.EngineConfig`.
+      draft: a model that guesses for the other: its weights lie beside, and its part of every page.
 
     Raises:
       ConfigError: unknown dtype or mesh axis.
     """
     split, chip = split_of(cluster), cluster.chip
     reserve = constants_for(chip, precision, "calibrated")
-    parts = split.tensor, split.pipeline
-    token_bytes = kv_bytes_per_chip(model, precision, *parts) + kv_scale_bytes_per_chip(model, precision, *parts)
+    parts = split.head_ways, split.pipeline
+    models = (model,) if draft is None else (model, draft)
+    token_bytes = sum(kv_bytes_per_chip(m, precision, *parts) for m in models)
+    token_bytes += sum(kv_scale_bytes_per_chip(m, precision, *parts) for m in models)
     return MemoryPlan(
         hbm_bytes=chip.hbm_bytes,
         planned_bytes=int(hbm_utilization * chip.hbm_bytes),
-        weight_bytes=weight_bytes_per_chip(model, precision, split),
+        weight_bytes=sum(weight_bytes_per_chip(m, precision, split) for m in models),
         activation_bytes=activation_peak_bytes(model, precision, split.tensor, max_step_tokens, max_seqs),
         runtime_bytes=reserve.runtime_bytes + (reserve.collectives_bytes if split.replica_chips > 1 else 0),
         page_bytes=page_tokens * token_bytes,
         kv_bytes_per_token=token_bytes,
-        kv_groups=split.expert,
+        kv_groups=split.sequence_groups,
     )
 
 
@@ -102,6 +106,7 @@ def num_pages(
     hbm_utilization: float = 0.9,
     max_step_tokens: int = 2048,
     max_seqs: int = 256,
+    draft: ModelSpec | None = None,
 ) -> int:
     """Returns how many pages of KV fit; at least 1. Arguments as for `memory_plan`.
 
@@ -114,7 +119,7 @@ def num_pages(
         "max_step_tokens": max_step_tokens,
         "max_seqs": max_seqs,
     }
-    plan = memory_plan(model, cluster, precision, **config)
+    plan = memory_plan(model, cluster, precision, **config, draft=draft)
     if plan.num_pages:
         return plan.num_pages
     chips = f"{split_of(cluster).replica_chips} x {cluster.chip.name}"
@@ -166,7 +171,7 @@ def weight_bytes_per_chip(model: ModelSpec, precision: Precision, split: Split |
     split = Split(tensor=split) if isinstance(split, int) else split
     rest, parameters = dtype_bytes(rest_dtype(precision)), parameter_counts(model)
     matrices = others = 0
-    for matrix in layer_matrices(model, split.tensor):
+    for matrix in layer_matrices(model, split.head_ways, split.tensor):
         held = split.experts(matrix.experts) if matrix.experts else 1
         elements = split.layers(matrix.layers) * matrix.rows * matrix.columns * held
         if matrix.quantised:
@@ -201,7 +206,7 @@ def _what_fits(model: ModelSpec, cluster: ClusterSpec, precision: Precision, con
     """Advice: the fewest more chips, or the widest smaller weights, that leave room."""
 
     def fits(ways: int, weights: str) -> bool:
-        mesh = ClusterSpec(chip=cluster.chip, mesh={**cluster.mesh, "tensor": ways})
+        mesh = dataclasses.replace(cluster, mesh={**cluster.mesh, "tensor": ways})
         smaller = dataclasses.replace(precision, weights=weights)
         plan = memory_plan(model, mesh, smaller, **config)
         return plan.kv_bytes >= _WORTHWHILE_KV_SHARE * plan.planned_bytes

@@ -43,6 +43,11 @@ def step_ops(model: ModelSpec, cluster: ClusterSpec, precision: Precision, count
     return tuple(_ops(work_of(model, cluster, precision, counts)))
 
 
+def decode_attention(model: ModelSpec, cluster: ClusterSpec, precision: Precision, counts: StepCounts) -> Op:
+    """Returns that one of `step_ops`: the one that drafted tokens change in another way than more tokens would."""
+    return _decode_attention(work_of(model, cluster, precision, counts))
+
+
 def prefill_attention(model: ModelSpec, cluster: ClusterSpec, precision: Precision, counts: StepCounts) -> Op:
     """Returns that one of `step_ops`: the only one whose time depends on more than how many tokens there are."""
     return _prefill_attention(work_of(model, cluster, precision, counts))
@@ -52,7 +57,7 @@ def _ops(work: Work) -> Iterator[Op]:
     yield _embed(work)
     yield _decode_attention(work)
     yield _prefill_attention(work)
-    for matrix in layer_matrices(work.model, work.split.tensor):
+    for matrix in layer_matrices(work.model, work.split.head_ways, work.split.tensor):
         yield _experts(work, matrix) if matrix.experts else _product(work, matrix)
     yield _elementwise(work)
     yield _head(work)
@@ -112,20 +117,22 @@ def _experts(work: Work, matrix: Matrix) -> Op:
 
 
 def _decode_attention(work: Work) -> Op:
-    """Decode rows read their KV once; a sliding window bounds how much in the layers that have it."""
+    """Decode rows read their KV once, also for drafted tokens; a sliding window bounds how much in its layers."""
     counts, shape, layers = work.counts, work.attention, work.layers()
     attended = work.over_layers(counts.decode_kv_tokens, counts.decode_window_tokens)
-    tokens = layers * counts.steps * counts.decode_seqs
+    pairs = attended + work.over_layers(counts.drafted_pairs, counts.drafted_window_pairs)
+    rows = layers * counts.steps * counts.decode_seqs
+    tokens = rows + layers * counts.drafted_tokens
     return Op(
         name="attention_decode",
         kind="attention_decode",
         compute=work.precision.activations,
-        flops=shape.decode_flops * attended,
+        flops=shape.decode_flops * pairs,
         kv_read_bytes=attended * work.kv_layer_bytes,
         kv_write_bytes=tokens * work.kv_layer_bytes,
         activation_bytes=tokens * shape.decode_values * work.activation_bytes,
         launches=layers * work.passes * (counts.decode_seqs > 0),
-        work_items=tokens * shape.kv_heads,
+        work_items=rows * shape.kv_heads,
         heads=_heads(work),
     )
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from nanoserve.roofline.calibration import Calibration
 from nanoserve.roofline.counts import StepCounts
-from nanoserve.roofline.ops import Op, prefill_attention, step_ops
+from nanoserve.roofline.ops import Op, decode_attention, prefill_attention, step_ops
 from nanoserve.roofline.timing import op_times, step_time
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec
@@ -78,6 +78,7 @@ class Pricer:
           ConfigError: unknown dtype or mesh axis.
         """
         self.model, self.cluster, self.precision, self.calibration = model, cluster, precision, calibration
+        self._what = model, cluster, precision
         self._ticks_per_s = ticks_per_s
         self._fixed_ticks = functools.cache(self._price_fixed)
         self._layer_block = functools.cache(self._price_layers)
@@ -95,8 +96,11 @@ class Pricer:
     def plan_ticks(self, counts: StepCounts) -> int:
         """Returns the ticks that all steps of a plan take."""
         steps = counts.steps
-        ticks = steps * self._fixed_ticks(counts.decode_seqs, counts.prefill_tokens, counts.sampled // steps)
+        layered = counts.drafted_tokens + counts.prefill_tokens
+        ticks = steps * self._fixed_ticks(counts.decode_seqs, layered, counts.sampled // steps)
         ticks += self._reading(counts.decode_kv_tokens, counts.decode_window_tokens)
+        if counts.drafted_tokens:
+            ticks += self._drafted_ticks(counts)
         return ticks + self._ticks(self._chunk_attention.seconds(counts)) if counts.prefill_tokens else ticks
 
     def first_step_ticks(self, counts: StepCounts, growth: int) -> int:
@@ -131,6 +135,12 @@ class Pricer:
             steps += 1
         return steps
 
+    def _drafted_ticks(self, counts: StepCounts) -> int:
+        """What decode attention takes longer for drafted tokens, beyond reading the same positions."""
+        alone = dataclasses.replace(counts, drafted_tokens=0, drafted_pairs=0, drafted_window_pairs=0)
+        seconds = [self._attention_s(decode_attention(*self._what, one)) for one in (counts, alone)]
+        return self._ticks(seconds[0] - seconds[1])
+
     def _reading(self, positions: int, window_positions: int) -> int:
         """Ticks to read KV: positions in layers that attend in full, and in those with a sliding window."""
         return self._full_slope * positions + self._window_slope * window_positions
@@ -139,7 +149,7 @@ class Pricer:
         return round(seconds * self._ticks_per_s)
 
     def _ops(self, counts: StepCounts) -> tuple[Op, ...]:
-        return step_ops(self.model, self.cluster, self.precision, counts)
+        return step_ops(*self._what, counts)
 
     def _price_fixed(self, rows: int, chunk_tokens: int, sampled: int) -> int:
         """One step without the KV that decode reads and without the chunks' attention."""
@@ -169,7 +179,9 @@ class Pricer:
         return self._ticks((seconds[1] - seconds[0]) / _MANY)
 
     def _decode_attention_s(self, counts: StepCounts) -> float:
-        (op,) = (op for op in self._ops(counts) if op.kind == "attention_decode")
+        return self._attention_s(decode_attention(*self._what, counts))
+
+    def _attention_s(self, op: Op) -> float:
         return op_times(op, self.cluster, self.calibration).total
 
 

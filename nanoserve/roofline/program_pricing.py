@@ -69,6 +69,10 @@ class ProgramPricer:
             + counts.prefill_kv_tokens * time.prefill_kv_s
         )
 
+    def host_ticks(self, counts: StepCounts) -> int:
+        """None apart: the host's part is in every measured time."""
+        return 0
+
     def first_step_ticks(self, counts: StepCounts, growth: int) -> int:
         """Returns the ticks of the first step of a plan; the call's own are spread over its steps.
 

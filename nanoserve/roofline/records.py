@@ -71,8 +71,8 @@ def _work(model: ModelSpec, chips: int, ops: tuple[Op, ...], counts: StepCounts)
 
     Floats: sums of a run pass 2**63.
     """
-    pairs = counts.decode_kv_tokens + counts.prefill_pairs
-    window_pairs = counts.decode_window_tokens + counts.prefill_window_pairs
+    pairs = counts.decode_kv_tokens + counts.drafted_pairs + counts.prefill_pairs
+    window_pairs = counts.decode_window_tokens + counts.drafted_window_pairs + counts.prefill_window_pairs
     like = np.asarray(counts.steps)
     columns = {
         "matmul_flops": _column(matmul_flops(model, counts.new_tokens, counts.sampled), like),

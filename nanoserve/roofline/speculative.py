@@ -2,16 +2,16 @@
 
 A row brings k + 1 tokens, which all go through the layers and the head, and attend causally; its KV is read once for
 all of them by a decode kernel. So while a step waits for memory, verifying costs little more than decoding one token.
-What drafting costs is another model's steps. The engine does not verify yet; a study or a frontier can price it.
+What drafting costs is another model's steps (`SpeculationPricer`); drafts that are looked up cost the device nothing.
 
-Next: `ops`, whose operations these are. Source: Leviathan et al., "Fast Inference from Transformers via Speculative
-Decoding", 2023, sections 2.1 and 3.1.
+Next: `ops`, whose operations these are; `nanoserve.executors.speculating_roofline`, which prices runs with them.
+Source: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023, sections 2.1 and 3.1.
 """
 
 import dataclasses
 
-from nanoserve.roofline.counts import Count, StepCounts, causal_pairs
-from nanoserve.roofline.numeric import Number, minimum
+from nanoserve.roofline.counts import Count, StepCounts, causal_pairs, window_kv_tokens, window_pairs
+from nanoserve.roofline.numeric import Number
 from nanoserve.roofline.op import Op
 from nanoserve.roofline.ops import step_ops
 from nanoserve.specs.chips import ClusterSpec, Precision
@@ -36,18 +36,35 @@ class Verification:
         return self.rows * (self.draft_tokens + 1)
 
 
+def verify_counts(step: Verification, window_tokens: int | None = None) -> StepCounts:
+    """Returns the counts of a step that verifies.
+
+    Args:
+      step: what its rows bring. window_tokens: the model's sliding window.
+    """
+    past, queries = step.past_tokens, step.draft_tokens + 1
+    positions, pairs = past + queries, causal_pairs(past, queries)
+    seen, seen_pairs = positions, pairs
+    if window_tokens is not None:
+        seen, seen_pairs = window_kv_tokens(past, queries, window_tokens), window_pairs(past, queries, window_tokens)
+    return StepCounts(
+        decode_seqs=step.rows,
+        decode_kv_tokens=step.rows * positions,
+        decode_window_tokens=step.rows * seen,
+        sampled=step.tokens,
+        drafted_tokens=step.rows * step.draft_tokens,
+        drafted_pairs=step.rows * (pairs - positions),
+        drafted_window_pairs=step.rows * (seen_pairs - seen),
+    )
+
+
 def verify_ops(model: ModelSpec, cluster: ClusterSpec, precision: Precision, step: Verification) -> tuple[Op, ...]:
     """Returns the operations of a step that verifies; with no drafted tokens, those of a decode step.
-
-    In a sliding window, a row's later tokens are taken to see as far back as its first, which is k positions too many.
 
     Raises:
       ConfigError: unknown dtype or mesh axis.
     """
-    products = step_ops(model, cluster, precision, StepCounts(decode_seqs=step.tokens, sampled=step.tokens))
-    return tuple(
-        _attention(model, cluster, precision, step) if op.name == "attention_decode" else op for op in products
-    )
+    return step_ops(model, cluster, precision, verify_counts(step, model.sliding_window_tokens))
 
 
 def expected_tokens(acceptance: Number, draft_tokens: int) -> Number:
@@ -60,26 +77,3 @@ def expected_tokens(acceptance: Number, draft_tokens: int) -> Number:
     Source: Leviathan et al., equation 1.
     """
     return (1 - acceptance ** (draft_tokens + 1)) / (1 - acceptance)
-
-
-def _attention(model: ModelSpec, cluster: ClusterSpec, precision: Precision, step: Verification) -> Op:
-    """Decode attention that reads each row's positions once and computes every token's pairs."""
-    window, queries = model.sliding_window_tokens, step.draft_tokens + 1
-    shown = step.past_tokens if window is None else minimum(step.past_tokens, window - 1)
-    positions, pairs = (
-        [step.rows * of_one(past) for past in (step.past_tokens, shown)]
-        for of_one in (lambda past: past + queries, lambda past: causal_pairs(past, queries))
-    )
-    reads, computes, writes = (
-        _decode(
-            model, cluster, precision, StepCounts(decode_seqs=rows, decode_kv_tokens=full, decode_window_tokens=seen)
-        )
-        for rows, (full, seen) in ((step.rows, positions), (step.rows, pairs), (step.tokens, positions))
-    )
-    return dataclasses.replace(
-        reads, flops=computes.flops, kv_write_bytes=writes.kv_write_bytes, activation_bytes=writes.activation_bytes
-    )
-
-
-def _decode(model: ModelSpec, cluster: ClusterSpec, precision: Precision, counts: StepCounts) -> Op:
-    return next(op for op in step_ops(model, cluster, precision, counts) if op.name == "attention_decode")

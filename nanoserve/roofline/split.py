@@ -4,6 +4,7 @@
 |---|---|---|
 | `tensor` | heads, columns, vocabulary | sums the residual stream twice a layer |
 | `expert` | experts, and sequences everywhere else | sends tokens to their experts and back |
+| the same, dividing `heads` | experts, and what `tensor` divides elsewhere | sums over both axes instead |
 | `pipeline` | layers, in stages | runs as many microbatches as stages, one after the other |
 | `data` | requests | is a step of one replica |
 
@@ -19,13 +20,19 @@ head. A pipeline that has to be filled first, for a lone prompt, idles `bubble_s
 charged for that.
 
 **Expert.** Sequences are divided evenly over the groups of the axis, so with fewer sequences than groups a price is too
-low. Experts are not: `moe` expects how many tokens the busiest group gets.
+low. Experts are not: `moe` expects how many tokens the busiest group gets. With `expert_divides = "heads"` every group
+has all sequences, and a share of the heads (vLLM: expert parallelism without data-parallel attention).
+
+**What JAX executes** (`model.sharding`) is divided as priced here with two exceptions. Sequences are not divided over
+`expert`: that is priced only. And a step of a pipeline ends before the next begins, so that it does have the bubble: S
+stages take `(2 S - 1) / S` times the price (`model.pipeline`).
 
 Next: `links` (what the axes are wired with), `matrices`, `ops`.
 """
 
 import dataclasses
 import math
+from typing import Literal
 
 from nanoserve.specs.chips import ClusterSpec
 from nanoserve.specs.errors import ConfigError, nearest
@@ -35,12 +42,23 @@ AXES = ("tensor", "expert", "pipeline", "data")  # from neighbours outwards
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Sizes of the axes, 1 where the mesh has none."""
+    """Sizes of the axes, 1 where the mesh has none; `expert_divides` as in `ClusterSpec`."""
 
     tensor: int = 1
     expert: int = 1
     pipeline: int = 1
     data: int = 1
+    expert_divides: Literal["sequences", "heads"] = "sequences"
+
+    @property
+    def head_ways(self) -> int:
+        """Chips that share the heads, the vocabulary, and all matrices but the experts'."""
+        return self.tensor * (self.expert if self.expert_divides == "heads" else 1)
+
+    @property
+    def sequence_groups(self) -> int:
+        """Groups of chips with sequences of their own."""
+        return self.expert if self.expert_divides == "sequences" else 1
 
     @property
     def replica_chips(self) -> int:
@@ -49,11 +67,11 @@ class Split:
 
     def heads(self, heads: int) -> int:
         """Heads that the busiest chip holds; fewer heads than chips are copied, and a head is never cut."""
-        return math.ceil(heads / self.tensor)
+        return math.ceil(heads / self.head_ways)
 
     def columns(self, columns: int) -> int:
         """Columns, or vocabulary rows, that the busiest chip holds."""
-        return math.ceil(columns / self.tensor)
+        return math.ceil(columns / self.head_ways)
 
     def layers(self, layers: int) -> int:
         """Layers of one kind in the fullest stage; kinds are spread evenly over the stages."""
@@ -75,7 +93,7 @@ def split_of(cluster: ClusterSpec) -> Split:
             raise ConfigError(f"mesh {dict(cluster.mesh)}: no axis '{axis}' is priced.{nearest(axis, AXES)}")
         if size < 1:
             raise ConfigError(f"mesh {dict(cluster.mesh)}: axis '{axis}' has size {size}; must be at least 1")
-    return Split(**cluster.mesh)
+    return Split(**cluster.mesh, expert_divides=cluster.expert_divides)
 
 
 def bubble_share(stages: int, microbatches: int) -> float:

@@ -30,7 +30,7 @@ def swap_seconds(model: ModelSpec, cluster: ClusterSpec, precision: Precision, t
       ConfigError: the chip's host link is not published, or an unknown dtype or mesh axis.
     """
     split = split_of(cluster)
-    parts = split.tensor, split.pipeline
+    parts = split.head_ways, split.pipeline
     held = kv_bytes_per_chip(model, precision, *parts) + kv_scale_bytes_per_chip(model, precision, *parts)
     return tokens * held / _published(cluster.chip, "host_bytes_per_s")
 
@@ -49,7 +49,7 @@ def pool_transfer_seconds(
     Raises:
       ConfigError: a chip's network is not published, or an unknown dtype or mesh axis.
     """
-    pairs = min(split_of(pool).tensor * split_of(pool).pipeline for pool in (source, target))
+    pairs = min(split_of(pool).head_ways * split_of(pool).pipeline for pool in (source, target))
     rate = min(_published(pool.chip, "network_bytes_per_s") for pool in (source, target))
     return kv_bytes(model, precision, tokens) / (pairs * rate)
 

@@ -75,11 +75,12 @@ def work_of(model: ModelSpec, cluster: ClusterSpec, precision: Precision, counts
         cluster=cluster,
         precision=precision,
         split=split,
-        counts=_of_one_group(counts, split.expert),
-        tokens_per_pass=_part(counts.decode_seqs + counts.prefill_tokens, stages),  # of several steps, none has chunks
+        counts=_of_one_group(counts, split.sequence_groups),
+        # of several steps, none has chunks or drafts
+        tokens_per_pass=_part(counts.decode_seqs + counts.drafted_tokens + counts.prefill_tokens, stages),
         passes=counts.steps * stages,
-        attention=attention_shape(model, split.tensor),
-        kv_layer_bytes=kv_bytes_per_chip(model, precision, split.tensor, model.layers),
+        attention=attention_shape(model, split.head_ways),
+        kv_layer_bytes=kv_bytes_per_chip(model, precision, split.head_ways, model.layers),
         activation_bytes=dtype_bytes(precision.activations),
         rest_bytes=dtype_bytes(rest_dtype(precision)),
     )

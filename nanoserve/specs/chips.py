@@ -59,10 +59,16 @@ class ChipSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """Chips of one kind in one mesh: axis name -> size, e.g. `{"tensor": 8}`. The product is the chip count."""
+    """Chips of one kind in one mesh.
+
+    Attributes:
+      chip: the kind. mesh: axis name -> size, e.g. `{"tensor": 8}`; the product is the chip count.
+      expert_divides: what the axis `expert` divides besides experts: `sequences`, or `heads` as `tensor` does.
+    """
 
     chip: ChipSpec
     mesh: Mapping[str, int]
+    expert_divides: Literal["sequences", "heads"] = "sequences"
 
     @property
     def count(self) -> int:

@@ -28,6 +28,10 @@ class CapacityError(NanoserveError):
     """Something that does not fit: weights in memory, a request in the page pool, output on the disk."""
 
 
+class SnapshotError(NanoserveError):
+    """A snapshot of a run that cannot be taken, is missing or damaged, or is of another run."""
+
+
 class RequestError(NanoserveError):
     """A single request that the engine cannot serve."""
 

@@ -8,6 +8,8 @@ on a step or a chip, in `nanoserve.roofline`. Read `model_registry` for the ship
 import dataclasses
 from typing import Literal
 
+from nanoserve.specs.errors import ConfigError
+
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
@@ -132,3 +134,16 @@ def full_attention_layers(spec: ModelSpec) -> int:
     if spec.sliding_window_tokens is None:
         return spec.layers
     return spec.layers // spec.full_attention_every if spec.full_attention_every else 0
+
+
+def check_draft(target: ModelSpec, draft: ModelSpec) -> None:
+    """Checks that one model can guess tokens for another.
+
+    Raises:
+      ConfigError: their vocabularies differ in size, so that their token ids mean different things.
+    """
+    if target.vocab != draft.vocab:
+        raise ConfigError(
+            f"draft model '{draft.name}' has a vocabulary of {draft.vocab} tokens and '{target.name}' one of "
+            f"{target.vocab}: a guess must be a token of the target. Choose a draft model of the same family"
+        )

@@ -23,7 +23,10 @@ from nanoserve.trace.types import MAX_TOKENS, Trace
 LOOPS = ("open", "closed")
 ARRIVALS = ("poisson", "gamma", "onoff", "diurnal")
 _POSITIVE = ("time_scale", "requests", "burst_s", "period_s")
-_POSITIVE_OR_NONE = ("limit", "stated_limit_tokens", "clients", "rate_rps", "cv", "prompt_median_tokens", "output_median_tokens")
+_POSITIVE_OR_NONE = (
+    *("limit", "clients", "rate_rps", "cv"),
+    *("prompt_median_tokens", "output_median_tokens", "stated_limit_tokens"),
+)
 _NOT_NEGATIVE = ("start_s", "think_time_s", "session_think_s", "prompt_sigma", "output_sigma", "seed")
 _RANGES = {
     "amplitude": (0, 1),

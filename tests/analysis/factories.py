@@ -4,7 +4,7 @@ import numpy as np
 
 from nanoserve.analysis.published import PublishedRow
 from nanoserve.analysis.scenario import Scenario
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.model_registry import model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nanoserve.analysis.scenario import replay
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.counts import StepCounts, causal_pairs
 from nanoserve.roofline.memory import memory_plan

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoserve.engine.chunking import adaptive_chunk_tokens
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.specs.errors import ConfigError
 from tests.engine.factories import FIXED_TICKS, Job, make_engine
 

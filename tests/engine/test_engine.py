@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoserve.engine.types import EngineConfig, StepResult, to_seconds, to_ticks
+from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.types import StepResult, to_seconds, to_ticks
 from nanoserve.specs.errors import ConfigError
-from tests.engine.factories import KNOBS, Job, LinearExecutor, make_engine
+from tests.engine.factories import Job, LinearExecutor, knobs_strategy, make_engine
 
 jobs_strategy = st.lists(
     st.builds(
@@ -21,7 +22,6 @@ jobs_strategy = st.lists(
     min_size=1,
     max_size=25,
 )
-knobs_strategy = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in KNOBS.items()})
 SUMMED = (
     "steps",
     "decode_kv_tokens",

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from nanoserve.engine import policy
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.policy import OUTPUT_WEIGHT, View
-from nanoserve.engine.types import EngineConfig, to_seconds
+from nanoserve.engine.types import to_seconds
 from nanoserve.specs.errors import ConfigError
 from tests.engine.factories import FIXED_TICKS, Job, make_engine
 

@@ -10,14 +10,19 @@ import os
 import sys
 from typing import Any
 
+from nanoserve.specs.model_registry import model
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A step of a model on a number of chips."""
+    """A step of a model on `chips` tensor-parallel chips, or so many for each place of the other axes."""
 
     model: str
     chip: str
     chips: int
+    expert: int = 1
+    pipeline: int = 1
+    layers: int | None = None
     program: str = "decode_step"
     batch: int = 32
     context_tokens: int = 2048
@@ -27,11 +32,15 @@ class Case:
 
     def __str__(self) -> str:
         stored = self.kv if self.weights == "bf16" else f"{self.weights}-{self.kv}"
-        return f"{self.model}-{self.chips}x{self.chip}-{self.program}-{stored}"
+        others = {"expert": self.expert, "pipeline": self.pipeline}
+        groups = "".join(f"-{axis}{size}" for axis, size in others.items() if size > 1)
+        return f"{self.model}{groups}-{self.chips}x{self.chip}-{self.program}-{stored}"
 
 
 EIGHT_B: dict[str, Any] = {"model": "llama-3.1-8b", "chips": 1}
 SEVENTY_B: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 8}
+EXPERTS: dict[str, Any] = {"model": "mixtral-8x7b", "chips": 1, "expert": 8, "layers": 2}
+STAGES: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 4, "pipeline": 2, "layers": 4}
 CASES: dict[str, list[Case]] = {
     "tpu": [
         Case(**EIGHT_B, chip="tpu_v5e", batch=8, context_tokens=512),
@@ -41,11 +50,17 @@ CASES: dict[str, list[Case]] = {
         Case(**SEVENTY_B, chip="tpu_v5e"),
         Case(**SEVENTY_B, chip="tpu_v5p"),
         Case(**SEVENTY_B, chip="tpu_v6e", page_tokens=128),
+        Case(**EIGHT_B, chip="tpu_v5p", program="verify_step", layers=2),
+        Case(**EXPERTS, chip="tpu_v5p"),
+        Case(**STAGES, chip="tpu_v6e", page_tokens=128),
     ],
     "gpu": [
         Case(**EIGHT_B, chip="h100_sxm", page_tokens=64),
         Case(**SEVENTY_B, chip="h100_sxm"),
         Case(**SEVENTY_B, chip="h100_sxm", program="prefill_step"),
+        Case(**EIGHT_B, chip="h100_sxm", page_tokens=64, program="verify_step", layers=2),
+        Case(**EXPERTS, chip="h100_sxm", page_tokens=64),
+        Case(**STAGES, chip="h100_sxm", page_tokens=64),
     ],
 }
 TOO_LARGE = str(CASES["tpu"][4])  # 16.4 GiB of weights a chip, of 16
@@ -58,6 +73,14 @@ def main(platform: str) -> None:
         print(json.dumps({"case": str(case), **compiled(case)}), flush=True)
 
 
+def expected_flops(case: Case, model_flops: float) -> float:
+    """The cost model's FLOPs, and those of the turns in which a pipeline's stage idles; the head has no such turns."""
+    spec = model(case.model)
+    head = 2 * spec.hidden * spec.vocab * case.batch / (case.chips * case.expert * case.pipeline)
+    idle = (case.pipeline - 1) / case.pipeline
+    return model_flops + idle * (model_flops - head)
+
+
 def compiled(case: Case) -> dict[str, Any]:
     """What the report says of a case."""
     from nanoserve.executors.aot import Compiler, Workload
@@ -65,7 +88,6 @@ def compiled(case: Case) -> dict[str, Any]:
     from nanoserve.executors.aot_report import describe
     from nanoserve.specs.chip_registry import chip
     from nanoserve.specs.chips import ClusterSpec, Precision
-    from nanoserve.specs.model_registry import model
 
     work = Workload(
         batch=case.batch,
@@ -74,9 +96,10 @@ def compiled(case: Case) -> dict[str, Any]:
         page_tokens=case.page_tokens,
         slots=case.batch,
     )
+    spec, mesh = model(case.model), {"tensor": case.chips, "expert": case.expert, "pipeline": case.pipeline}
     facts: dict[str, Any] = {
-        "model": model(case.model),
-        "cluster": ClusterSpec(chip=chip(case.chip), mesh={"tensor": case.chips}),
+        "model": dataclasses.replace(spec, layers=case.layers or spec.layers),
+        "cluster": ClusterSpec(chip=chip(case.chip), mesh=mesh, expert_divides="heads"),
         "precision": Precision(weights=case.weights, kv=case.kv),
         "work": work,
     }

@@ -9,15 +9,20 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from nanoserve.building import build_engine
 from nanoserve.engine.clock import VirtualClock, WallClock
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.engine import Engine
-from nanoserve.engine.types import EngineConfig, Executor, to_ticks
+from nanoserve.engine.memory import KvFacts
+from nanoserve.engine.types import Executor, to_ticks
+from nanoserve.executors.arrays import Ladders, RequestSampling
 from nanoserve.executors.jax_build import LoadedModel, build_jax_executor, ladders_for, load_model
-from nanoserve.executors.jax_executor import JaxExecutor, Ladders, RequestSampling
+from nanoserve.executors.jax_executor import JaxExecutor
+from nanoserve.executors.kv_facts import kv_facts
 from nanoserve.executors.priced import PricedExecutor
 from nanoserve.executors.roofline_executor import RooflineExecutor
+from nanoserve.executors.speculation import speculate
 from nanoserve.executors.tokens import TokenBook
-from nanoserve.replay import build_engine
 from nanoserve.roofline.calibration import constants_for
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec, Precision
@@ -56,9 +61,9 @@ def random_prompt(trace: Trace, vocab: int, index: int) -> np.ndarray:
 
 
 @functools.cache
-def tiny_model() -> LoadedModel:
+def tiny_model(seed: int = 0) -> LoadedModel:
     """The tiny Llama with random weights; loaded once, so that programs of equal shapes are compiled once."""
-    return load_model(TINY, RandomTensors(TINY, 0, np.float32), F32)
+    return load_model(TINY, RandomTensors(TINY, seed, np.float32), F32)
 
 
 def coarse_ladders(trace: Trace, config: EngineConfig) -> Ladders:
@@ -78,12 +83,16 @@ def jax_executor(
     ladders: Ladders | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
     stop_ids: Collection[int] = (),
+    draft: LoadedModel | None = None,
     **sampling,
 ) -> JaxExecutor:
-    """The real executor over a trace; the tiny model, coarse ladders and random prompts unless given."""
+    """The real executor over a trace; the tiny model, coarse ladders and random prompts unless given.
+
+    It speculates where the config says so; `draft` is the draft model.
+    """
     model = model or tiny_model()
     prompt_of = functools.partial(random_prompt, trace, model.spec.vocab) if prompts is None else prompts.__getitem__
-    return build_jax_executor(
+    executor = build_jax_executor(
         model,
         config,
         num_pages,
@@ -92,6 +101,7 @@ def jax_executor(
         RequestSampling.uniform(len(trace), **sampling),
         seed=0,
     )
+    return executor if config.draft == "none" else speculate(executor, model, config, draft)
 
 
 def roofline(spec: ModelSpec = TINY) -> RooflineExecutor:
@@ -105,7 +115,14 @@ def virtual_engine(
     """An engine on the roofline's clock: simulated where `executor` is None, else really run by it."""
     pricer = roofline(spec)
     both = PricedExecutor(executor, pricer) if executor else pricer
-    return build_engine(config, spec, trace, num_pages, both, VirtualClock(), OpenLoop(trace, to_ticks))
+    facts = facts_of(trace, config, executor, spec)
+    return build_engine(config, spec, trace, num_pages, both, VirtualClock(), OpenLoop(trace, to_ticks), facts=facts)
+
+
+def facts_of(trace: Trace, config: EngineConfig, executor: Executor | None, spec: ModelSpec = TINY) -> KvFacts:
+    """What an engine on one H100 must be told; `executor` has the ids where it is the real one."""
+    book = executor.book if isinstance(executor, JaxExecutor) else None
+    return kv_facts(config, trace, spec, ONE_H100, F32, constants_for(ONE_H100.chip, F32, "calibrated"), book)
 
 
 def wall_engine(

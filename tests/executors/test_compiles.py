@@ -5,7 +5,7 @@ import logging
 import jax
 import numpy as np
 
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.executors.jax_build import ladders_for
 from tests.executors.factories import jax_executor, mixed_trace, wall_engine
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.executors.arrays import Ladders
 from nanoserve.executors.jax_build import LoadedModel, load_model
 from nanoserve.executors.jax_executor import JaxExecutor

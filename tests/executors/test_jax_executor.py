@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.engine import Engine
-from nanoserve.engine.types import EngineConfig, Plan
+from nanoserve.engine.types import Plan
 from nanoserve.executors.jax_build import ladders_for
 from tests.executors.factories import jax_executor, lengths_trace, mixed_trace, virtual_engine
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.executors.jax_build import ladders_for
 from nanoserve.executors.jax_executor import JaxExecutor
 from nanoserve.specs.errors import ConfigError

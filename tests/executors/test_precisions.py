@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from kernels.pallas.quant_matmul.weight import stored_bytes
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 from nanoserve.executors import precisions
+from nanoserve.executors.arrays import Ladders
 from nanoserve.executors.choose import jax_obstacle
 from nanoserve.executors.jax_build import load_model
-from nanoserve.executors.jax_executor import Ladders
-from nanoserve.model.params import abstract
+from nanoserve.model.params import Ways, abstract
 from nanoserve.roofline.memory import memory_plan, weight_bytes_per_chip
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec, Precision
@@ -70,7 +70,8 @@ def test_an_h100_executes_them_all(how):
 def test_what_is_stored_takes_what_the_memory_plan_says(weights, name, ways):
     """Scales of whole columns are the difference: the plan leaves out a float32 for thousands of weights."""
     spec, how = model(name), precision(weights)
-    stored = sum(map(stored_bytes, jax.tree.leaves(abstract(spec, "bfloat16", ways, precisions.storage(how)))))
+    weights = abstract(spec, "bfloat16", Ways(ways, ways), precisions.storage(how))
+    stored = sum(map(stored_bytes, jax.tree.leaves(weights)))
     planned = weight_bytes_per_chip(spec, how, 1)
     assert planned <= stored <= planned * 1.002
 

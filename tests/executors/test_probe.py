@@ -9,7 +9,8 @@ import pytest
 
 from nanoserve.building import build_engine
 from nanoserve.engine.clock import VirtualClock, WallClock
-from nanoserve.engine.types import TICKS_PER_S, EngineConfig, FinishReason, to_ticks
+from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.types import TICKS_PER_S, FinishReason, to_ticks
 from nanoserve.executors import probe
 from nanoserve.executors.jax_build import ladders_for
 from nanoserve.executors.jax_executor import JaxExecutor

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.types import TICKS_PER_S
-from nanoserve.executors.roofline_executor import RooflineExecutor
+from nanoserve.executors.roofline_executor import RooflineExecutor, one_shape
 from nanoserve.roofline.calibration import constants_for
+from nanoserve.roofline.counts import StepCounts
 from nanoserve.specs.model_registry import model
 from tests.engine.factories import Job, make_engine
 from tests.roofline import factories as make
@@ -92,3 +94,17 @@ def test_the_host_gap_of_each_step_is_reported():
     gap_s = constants_for(make.cluster().chip, make.BF16, "calibrated").host_gap_s
     assert gap_s > 0
     assert columns["host_gap_s"] == pytest.approx(gap_s * columns["steps"])
+
+
+def test_a_batch_invariant_run_pays_for_one_shape_in_every_step():
+    spec, cluster = model("llama-3.2-1b"), make.cluster()
+    config = EngineConfig(max_seqs=8, max_step_tokens=64, batch_invariant=True)
+    constants = constants_for(cluster.chip, make.BF16, "calibrated")
+    executor = RooflineExecutor(spec, cluster, make.BF16, constants, padded=one_shape(config))
+    engine = make_engine([Job(0, 10, 50)], executor=executor, num_pages=80, max_seqs=8, batch_invariant=True)
+    engine.run()
+    columns, plain = engine.log.step_columns(80), run([Job(0, 10, 50)], "llama-3.2-1b").step_columns(80)
+    assert set(columns["steps"]) == {1} and set(columns["executed_tokens"]) == {8 + 64}
+    alike = executor.pricer.plan_ticks(StepCounts(decode_seqs=8, decode_kv_tokens=11, prefill_tokens=64, sampled=16))
+    assert columns["duration_s"][1] == pytest.approx(alike / TICKS_PER_S, rel=0.01)
+    assert columns["duration_s"][1] > plain["first_step_s"][1]

@@ -12,9 +12,9 @@ import os
 import numpy as np
 import pytest
 
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
+from nanoserve.executors.arrays import Ladders
 from nanoserve.executors.jax_build import LoadedModel, load_model
-from nanoserve.executors.jax_executor import Ladders
 from nanoserve.specs.errors import WeightsError
 from nanoserve.specs.model_registry import model
 from nanoserve.weights.open import open_weights
@@ -28,13 +28,17 @@ SLOTS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """One way to run the prompts. Tight pools hold about half of what the prompts want, so sequences are preempted."""
+    """One way to run the prompts. Tight pools hold about half of what the prompts want, so sequences are preempted.
+
+    Where pages are kept, victims wait on the host, and what prompts have in common is found in the prefix cache.
+    """
 
     page_tokens: int
     chunk: int
     horizon: int
     shuffled: bool
     tight: bool
+    kept: bool = False
 
 
 # Every value of every knob; NANOSERVE_ALL_SCHEDULES=1 runs the whole cross product.
@@ -42,7 +46,7 @@ SCHEDULES = [
     Schedule(64, 1, 8, False, False),
     Schedule(4, 5, 8, True, False),
     Schedule(16, 16, 1, False, True),
-    Schedule(4, 512, 8, True, True),
+    Schedule(4, 512, 8, True, True, kept=True),
     Schedule(16, 512, 8, False, False),
 ]
 if os.environ.get("NANOSERVE_ALL_SCHEDULES"):
@@ -82,6 +86,8 @@ def test_every_greedy_token_equals_the_reference(smollm2, prompts, schedule):
         page_tokens=schedule.page_tokens,
         max_horizon_steps=schedule.horizon,
         free_page_watermark=0.0,
+        prefix_cache="lru" if schedule.kept else "off",
+        preemption="swap" if schedule.kept else "recompute",
     )
     trace = lengths_trace(
         [len(p["prompt_ids"]) for p in asked],
@@ -105,3 +111,5 @@ def test_every_greedy_token_equals_the_reference(smollm2, prompts, schedule):
         assert executor.book.outputs[index][: len(expected)] == expected, prompt["name"]
         assert (columns["finish_reason"][index] == "stop") == (expected[-1] == STOP_ID), prompt["name"]
     assert (sum(columns["preemptions"]) > 0) == schedule.tight
+    steps = engine.log.step_columns(pages)
+    assert (steps["swapped_in_tokens"].sum() > 0) == (steps["prefix_hit_tokens"].sum() > 0) == schedule.kept

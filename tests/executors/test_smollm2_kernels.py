@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kernels.pallas.paged_attention.api import Choice
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
+from nanoserve.executors.arrays import Ladders
 from nanoserve.executors.jax_build import load_model
-from nanoserve.executors.jax_executor import Ladders
 from nanoserve.specs.chips import Precision
 from nanoserve.specs.errors import WeightsError
 from nanoserve.specs.model_registry import model

@@ -13,6 +13,7 @@ from tests.experiments.conftest import REAL, SIMULATED, Command, refusal
 from tests.weights.factories import write_gguf
 
 REPOSITORY = Path(__file__).parents[2]
+APART = "--set=Disaggregation.decode_mesh={'tensor': 1}"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:50.99,396,109\n"
 MOONCAKE = '{"timestamp": 0, "input_length": 20, "output_length": 5}\n'
 MOONCAKE += '{"timestamp": 9, "input_length": 7, "output_length": 3}\n'
@@ -51,8 +52,16 @@ MOONCAKE += '{"timestamp": 9, "input_length": 7, "output_length": 3}\n'
         (["--set=Cluster.chip=h100_sxn"], "Did you mean 'h100_sxm'?"),
         (["--set=Cluster.mesh={'tensr': 1}"], "no axis 'tensr' is priced or executed. Did you mean 'tensor'?"),
         (["--set=Cluster.mesh={'tensor': 0}"], "axis 'tensor' has size 0"),
-        (["--set=Cluster.mesh={'data': 2}"], "a replica is an engine of its own"),
-        (["--set=Cluster.mesh={'pipeline': 2}", "--executor=jax"], "'pipeline' is priced but not executed yet"),
+        (["--set=Fleet.router=least_laoded"], "Did you mean 'least_loaded'?"),
+        (["--set=Disaggregation.decode_chip=h200"], "say nothing without Disaggregation.decode_mesh"),
+        ([APART, "--set=Disaggregation.decode_mesh={'tensr': 1}"], "Disaggregation.decode_mesh: no axis 'tensr'"),
+        ([APART, "--set=Disaggregation.decode_engine={'max_seq': 3}"], "no field 'max_seq'. Did you mean 'max_seqs'?"),
+        ([APART, "--set=Disaggregation.decode_engine={'max_seqs': 2.5}"], "['max_seqs'] = 2.5: wanted int"),
+        ([APART, "--set=Disaggregation.decode_engine={'page_tokens': 8}"], "pages go from one pool to the other"),
+        ([APART, "--set=Disaggregation.decode_router=first"], "Disaggregation.decode_router = 'first': no such router"),
+        ([APART, "--compare_executors"], "compare"),
+        (["--set=Cluster.mesh={'pipeline': 2}", "--executor=jax"], "the config asks for 2 x h100_sxm"),
+        (["--set=Cluster.expert_divides=pages"], "Cluster.expert_divides"),
         (["--set=Precision.kv=fp7"], "Precision.kv = 'fp7': no such dtype"),
         (["--set=TraceSource.preset=azure_conversatoin"], "Did you mean 'azure_conversation'?"),
         (["--set=Slo.name=llama2-70"], "Did you mean 'llama2-70b'?"),

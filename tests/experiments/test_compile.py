@@ -33,7 +33,7 @@ REFUSED = ProgramReport(name="decode_step", lower_s=1.0, compile_s=2.0, refused=
         (["--programs=decode"], "there is no step 'decode'. Did you mean 'decode_step'?"),
         (["--config=smollm2_cpu"], "nothing is compiled ahead of time for it"),
         (["--set=Cluster.chip=tpu_v4"], "compiled ahead of time for tpu_v5e, tpu_v5p, tpu_v6e only"),
-        (["--set=Cluster.mesh={'tensor': 7}"], "7 x tpu_v5p is no slice that can be compiled for"),
+        (["--set=Cluster.mesh={'tensor': 8, 'pipeline': 8}"], "64 x tpu_v5p is no slice that can be compiled for"),
         (["--config=llama70b_h100", "--set=Cluster.mesh={'tensor': 16}"], "a host of at most 8 can be compiled for"),
         (["--set=Precision.weights=fp4"], "Precision.weights = 'fp4' is priced but not executed"),
         (["--oom_surface=x.png", "--contexts=1k"], "--contexts: '1k' is not a number of positions"),

@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from experiments import knobs
-from nanoserve.engine.types import EngineConfig
+from nanoserve.engine.config import EngineConfig
 
 needs_trace = pytest.mark.skipif(not knobs.TRACE.exists(), reason=f"{knobs.TRACE.name} is not in ../shared/traces")
 ROWS = [(section, turned) for section in knobs.SECTIONS for turned in section.rows]

@@ -206,6 +206,9 @@ class _Loop:
             "first_step_s": (duration_s - growth_s * steps * (steps - 1) / 2) / steps,
             "host_gap_s": steps * 0.5e-3,
             **counts,
+            **dict.fromkeys(("prefix_lookup_tokens", "prefix_hit_tokens", "received_tokens"), 0),
+            **dict.fromkeys(("swapped_out_tokens", "swapped_in_tokens"), 0),
+            **dict.fromkeys(("drafted_tokens", "drafted_pairs", "drafted_window_pairs", "accepted_tokens"), 0),
             "executed_tokens": steps * (-(-(tokens // steps) // bucket) * bucket),
             "executed_kv_tokens": int(1.12 * (counts["decode_kv_tokens"] + counts["prefill_kv_tokens"])),
             "matmul_flops": flops,
@@ -261,6 +264,7 @@ def _request_row(item: Item) -> dict:
         "detail": "",
         "preemptions": item.preemptions,
         "max_stall_s": item.stall_s,
+        "cached_tokens": 0,
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from nanoserve.engine.records import COST_COLUMNS
 from nanoserve.engine.types import TICKS_PER_S
+from nanoserve.report.content import throughput_table
 from nanoserve.report.gaps import token_gaps
 from nanoserve.report.metrics import plan_columns, request_columns, summarize
 from nanoserve.report.stats import distribution
@@ -51,4 +52,20 @@ def test_a_crowded_run_is_conserved_and_its_stalls_are_seen():
     assert summary.max_stall_s.count == (requests["preemptions"] > 0).sum()
     assert summary.max_stall_s.max > STEP_S
     assert 0 < summary.kv_utilization <= 1
+    assert summary.prefix_hit_share != summary.prefix_hit_share  # not a number: nothing was asked
+    assert not any("prefix" in row[0] or "swapped" in row[0] for row in throughput_table(summary).rows)
     assert summary.busy_s <= summary.duration_s * (1 + TOLERANCE)
+
+
+def test_kv_that_was_kept_is_counted_and_said():
+    steps, requests = _run(2, num_pages=40, stops={}, prefix_cache="lru", preemption="swap")
+    summary = summarize(steps, requests, issued=60, page_tokens=4)
+    assert 0 < summary.prefix_hit_tokens < summary.prefix_lookup_tokens
+    assert summary.prefix_hit_share == summary.prefix_hit_tokens / summary.prefix_lookup_tokens
+    assert summary.swapped_out_tokens == summary.swapped_in_tokens > 0
+    assert requests["cached_tokens"].sum() <= summary.prefix_hit_tokens
+    assert summary.prefix_lookup_tokens - summary.prefix_hit_tokens == steps["prefill_tokens"].sum()
+    assert 0 < summary.kv_utilization <= 1
+    said = {row[0]: row[1] for row in throughput_table(summary).rows}
+    assert said["tokens found there"] == f"{summary.prefix_hit_tokens:,}"
+    assert said["tokens swapped back"] == f"{summary.swapped_in_tokens:,}"

@@ -20,6 +20,13 @@ def test_steps_of_a_plan_grow_linearly_and_sum_to_its_duration():
     assert seqs.tolist() == [3, 3, 3, 3]
 
 
+def test_accepted_tokens_appear_together_with_the_token_before_them():
+    verified = {"start_s": 0.0, "duration_s": 2.0, "decode_seqs": 3, "drafted_tokens": 6, "accepted_tokens": 4}
+    gaps_s, seqs = _gaps(steps_table(verified))
+    assert gaps_s.tolist() == [2.0, 0.0]
+    assert seqs.tolist() == [3, 4]
+
+
 def test_a_plan_without_decode_rows_has_no_gaps():
     gaps_s, seqs = _gaps(steps_table({"start_s": 0.0, "duration_s": 1.0, "prefill_seqs": 1}))
     assert gaps_s.size == seqs.size == 0

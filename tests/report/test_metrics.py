@@ -45,6 +45,16 @@ def _tiny_run():
     return steps_table(prefill, decode), requests_table(*requests)
 
 
+def test_drafts_are_counted_and_absent_where_nothing_was_drafted():
+    steps, requests = _tiny_run()
+    assert math.isnan(summarize(steps, requests).accepted_share)
+    drafted, kept = [0, 8], [0, 5]
+    steps = steps.with_columns(pl.Series("drafted_tokens", drafted), pl.Series("accepted_tokens", kept))
+    summary = summarize(steps, requests)
+    assert (summary.drafted_tokens, summary.accepted_tokens, summary.accepted_share) == (8, 5, 0.625)
+    assert summary.tokens_per_row == 9 / 4  # two rows in each of two steps, and five accepted
+
+
 def test_a_tiny_run_gives_the_numbers_worked_out_by_hand():
     summary = summarize(*_tiny_run(), SLO, page_tokens=16)
     assert summary.finish_reasons == {"length": 1, "stop": 1, "aborted": 0, "refused": 1, "timed_out": 0}

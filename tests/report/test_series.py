@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoserve.report.series import gather, peak_over_time, rate_over_time
+from nanoserve.report.series import gather, overlay, peak_over_time, rate_over_time
 
 TOLERANCE = 1e-9  # sums of floats in another order, relative
 POSITIVE = st.floats(min_value=1e-6, max_value=1e6)
@@ -29,6 +29,16 @@ def test_a_short_peak_is_not_averaged_away():
     start_s, duration_s = np.array([0.0, 1.0, 1.25, 3.0]), np.array([1.0, 0.25, 1.75, 3.0])
     peaks = peak_over_time(start_s, duration_s, np.array([2.0, 9.0, 1.0, 4.0]), np.array([0.0, 2.0, 4.0, 6.0]))
     assert peaks.tolist() == [9.0, 4.0, 4.0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(0, 50)), min_size=1, max_size=20))
+def test_intervals_that_overlap_add_up(plans):
+    start_s, duration_s, level = (np.array(column) for column in zip(*plans, strict=True))
+    starts, durations, levels = overlay(start_s.astype(float), duration_s.astype(float), level)
+    assert (np.diff(starts) > 0).all() and (starts[1:] >= (starts + durations)[:-1]).all()
+    for moment in np.arange(0, 30) + 0.5:
+        here = level[(start_s <= moment) & (moment < start_s + duration_s)].sum()
+        assert levels[(starts <= moment) & (moment < starts + durations)].sum() == here
 
 
 def test_a_run_without_plans_has_no_rate():

@@ -140,9 +140,38 @@ def test_a_plain_copy_of_the_stack_is_found():
     assert found.instruction.name == "again"
 
 
+def test_what_a_product_takes_to_work_with_is_no_copy_of_a_layer_of_the_same_size():
+    """As XLA for GPUs writes a product with a matrix in the stack: the address and cuBLAS in one fusion."""
+    called = """\
+%in_the_stack (p4: bf16[5,8,16], p5: s32[], p6: bf16[4,8]) -> (bf16[4,16], s8[128]) {
+  %p4 = bf16[5,8,16]{2,1,0} parameter(0)
+  %p5 = s32[] parameter(1)
+  %p6 = bf16[4,8]{1,0} parameter(2)
+  %dynamic-slice.2 = bf16[1,8,16]{2,1,0} dynamic-slice(%p4, %p5), dynamic_slice_sizes={1,8,16}
+  %matrix = bf16[8,16]{1,0} bitcast(%dynamic-slice.2)
+  ROOT %custom-call.1 = (bf16[4,16]{1,0}, s8[128]{0}) custom-call(%p6, %matrix), custom_call_target="__cublas$gemm"
+}
+
+"""
+    slice_of_it = re.search(r"\n  %slice = .*", PROGRAM)
+    assert slice_of_it
+    product = (
+        "\n  %again = (bf16[4,16]{1,0}, s8[128]{0}) fusion(%stack, %index, %rows), kind=kCustom, calls=%in_the_stack"
+    )
+    text = PROGRAM.replace(slice_of_it[0], slice_of_it[0] + product).replace("%sliced (", called + "%sliced (", 1)
+    changed = parse(written(text))
+    found = copies(changed, executed(changed, Assumed((CHUNKS,))), [(8, 16)])
+    assert [each.instruction.name for each in found] == ["slice"]
+
+
 def test_a_loop_that_data_ends_wants_a_number(program):
     with pytest.raises(ConfigError, match=r"'while.1' \(attend/while\).*depth 1"):
         executed(program)
+
+
+def test_loops_of_a_scope_may_have_a_number_of_their_own(program, ran):
+    """The same loop, whether its number goes by depth or by the scope that it is in."""
+    assert executed(program, Assumed((CHUNKS + 1,), within={"attend": (CHUNKS,)})) == ran
 
 
 def test_a_scan_states_its_length_and_a_loop_over_data_does_not(program):

@@ -56,6 +56,35 @@ def test_chips_together_compute_what_one_computes_alone_where_loads_are_even(spe
         assert 8 * named(together, name).flops == pytest.approx(op.flops)
 
 
+def heads_over(**axes: int) -> ClusterSpec:
+    return ClusterSpec(chip=chip("h100_sxm"), mesh=axes, expert_divides="heads")
+
+
+def test_groups_of_experts_that_share_heads_differ_from_tensor_parallel_chips_in_their_experts_only():
+    """Attention, pages and sums are those of eight chips in one group; of experts each has whole ones."""
+    counts = make.decode_counts(32, 700)
+    grouped = step_ops(MIXTRAL, heads_over(expert=4, tensor=2), make.BF16, counts)
+    together = step_ops(MIXTRAL, mesh(tensor=8), make.BF16, counts)
+    for name in ("qkv", "o", "attention_decode", "head", "all_reduce", "gather_logits"):
+        assert named(grouped, name) == named(together, name)
+    assert {op.name for op in grouped} == {op.name for op in together}  # no tokens are sent to experts and back
+    assert named(grouped, "experts_gate_up").columns == 4 * named(together, "experts_gate_up").columns
+    plans = [memory_plan(MIXTRAL, cluster, make.BF16) for cluster in (heads_over(expert=4, tensor=2), mesh(tensor=8))]
+    assert plans[0].page_bytes == plans[1].page_bytes and plans[0].weight_bytes == plans[1].weight_bytes
+    assert plans[0].activation_bytes > plans[1].activation_bytes  # whole experts' width, for each token
+
+
+def test_divided_heads_hold_as_many_tokens_as_divided_sequences_and_less_of_the_weights():
+    sequences, heads = (
+        memory_plan(MIXTRAL, mesh(expert=8), make.BF16),
+        memory_plan(MIXTRAL, heads_over(expert=8), make.BF16),
+    )
+    assert 8 * heads.page_bytes == sequences.page_bytes
+    assert (heads.kv_groups, sequences.kv_groups) == (1, 8)
+    assert heads.weight_bytes < sequences.weight_bytes
+    assert heads.num_pages > sequences.num_pages
+
+
 def test_a_pipeline_reads_its_weights_once_for_every_microbatch():
     alone, staged = (totals(step_ops(LLAMA, mesh(pipeline=n), make.BF16, PLAN)) for n in (1, 4))
     embedded = PLAN.new_tokens * 8192 * 2  # rows gathered, by however many
