@@ -95,5 +95,5 @@ def test_a_knob_leaves_the_tokens_of_a_real_model(prompts, knobs):
     for index, prompt in enumerate(asked):
         assert outputs[index] == prompt["output_ids"][: tokens[index]], prompt["name"]
     columns = engine.log.request_columns()
-    assert (sum(columns["preemptions"]) > 0) == (config.allocator == "paged" and not cached)
+    assert sum(columns["preemptions"]) > 0 or "preemption" not in knobs or cached
     assert (sum(columns["cached_tokens"]) > 0) == cached
