@@ -1,6 +1,7 @@
 """Distils a draft model from a model, on text that the model itself writes, and measures what it is good for.
 
     python experiments/distil.py
+    python experiments/distil.py --measure_only
     python experiments/distil.py --questions=32 --tokens=24 --epochs=1 --out=/tmp/draft.json --page=/tmp/draft.md
 
 The model answers questions (`distil_prompts`), half of them greedily; a student with a few of its layers learns from
@@ -12,6 +13,7 @@ figures and docs/speculation.md. Exit code 0: all are written. 2: something the 
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare c
 
 from experiments import command, distil_prompts, speculation_page
 from nanoserve.engine.config import EngineConfig
-from nanoserve.engine.types import to_seconds
 from nanoserve.experiment import CONFIG_CLASSES, Experiment, resolve
 from nanoserve.report.progress import Progress
 from nanoserve.specs.chips import Precision
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from nanoserve.engine.engine import Engine
     from nanoserve.executors.jax_build import LoadedModel
     from nanoserve.model.student import Texts
+    from nanoserve.weights.types import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "experiments" / "bench" / "results" / "draft_smollm2.json"
@@ -47,6 +49,7 @@ TEMPERATURES = (0.0, 0.8)
 WRITING_SEQS = 32
 BATCH = 8
 LEARNING_RATE = 1e-3
+TRAINING = ("layers", "questions", "written_tokens", "epochs", "head_tokens", "losses")  # figures of it
 MEASURED = EngineConfig(max_seqs=4, max_step_tokens=64, max_context_tokens=256, max_horizon_steps=8)
 
 
@@ -71,6 +74,7 @@ def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_integer("epochs", 10, "times that the student reads every answer", 1, flag_values=own)
     flags.DEFINE_integer("draft_tokens", 4, "tokens guessed at a time, when measured", 1, flag_values=own)
     flags.DEFINE_integer("measured_tokens", 32, "most tokens of an answer, when measured", 1, flag_values=own)
+    flags.DEFINE_bool("measure_only", False, "measure the student that --out tells of, and train none", flag_values=own)
     flags.DEFINE_string("weights", str(WEIGHTS), "folder for the student's checkpoint", flag_values=own)
     flags.DEFINE_string("out", str(RESULTS), "file for the figures", flag_values=own)
     flags.DEFINE_string("page", str(PAGE), "file for the page", flag_values=own)
@@ -79,19 +83,12 @@ def _flags(own: flags.FlagValues) -> None:
 def _command(asked: flags.FlagValues) -> int:
     experiment = load(resolve_config(asked.config, REPOSITORY / "configs"), CONFIG_CLASSES, "Experiment", []).value
     teacher, tokenizer = _teacher(experiment)
-    layers = _layers(asked.layers, teacher.spec.layers)
-    questions = [tokenizer.encode(text) for text in distil_prompts.prompts(asked.questions)]
-    written = answers(teacher, questions, asked.tokens, tokenizer.eos_ids)
-    trained = distilled(teacher, written, layers, asked.epochs, Path(asked.weights))
+    trained = _known(Path(asked.out)) if asked.measure_only else _trained(asked, teacher, tokenizer)
     held_out = [json.loads(line) for line in HELD_OUT.read_text().splitlines()]
     prompts = [(tokenizer.encode(one["prompt"]), min(one["output_tokens"], asked.measured_tokens)) for one in held_out]
     config = dataclasses.replace(MEASURED, draft_tokens=asked.draft_tokens)
     figures = {
         "model": teacher.spec.name,
-        "layers": layers,
-        "questions": len(written),
-        "written_tokens": sum(len(one.answer) for one in written),
-        "epochs": asked.epochs,
         **trained,
         "draft_tokens": asked.draft_tokens,
         "sequences": config.max_seqs,
@@ -102,6 +99,28 @@ def _command(asked: flags.FlagValues) -> int:
     command.write_text("--page", Path(asked.page), speculation_page.page(figures))
     print(f"written to {asked.weights}, {asked.out} and {asked.page}")
     return 0
+
+
+def _trained(asked: flags.FlagValues, teacher: "LoadedModel", tokenizer: "Tokenizer") -> dict[str, Any]:
+    """Has texts written, distils a student, and returns the figures of both."""
+    layers = _layers(asked.layers, teacher.spec.layers)
+    questions = [tokenizer.encode(text) for text in distil_prompts.prompts(asked.questions)]
+    written = answers(teacher, questions, asked.tokens, tokenizer.eos_ids)
+    return {
+        "layers": layers,
+        "questions": len(written),
+        "written_tokens": sum(len(one.answer) for one in written),
+        "epochs": asked.epochs,
+        **distilled(teacher, written, layers, asked.epochs, Path(asked.weights)),
+    }
+
+
+def _known(figures: Path) -> dict[str, Any]:
+    """What an earlier run said of the training of the student that is there."""
+    if not figures.exists():
+        raise ConfigError(f"--out={figures}: there is no such file, so nothing was distilled; leave --measure_only out")
+    found = json.loads(figures.read_text())
+    return {name: found[name] for name in TRAINING}
 
 
 def answers(
@@ -186,14 +205,16 @@ def _guessing(
     engine, book = _engine(target, prompts, config, [temperature] * len(prompts), stop_ids, draft)
     for _ in engine.executor.warm_up():  # type: ignore[attr-defined]
         pass
+    began_s = time.process_time()
     engine.run()
+    cpu_s = time.process_time() - began_s
     steps = engine.log.step_columns(num_pages=1)
     rows, accepted = int((steps["steps"] * steps["decode_seqs"]).sum()), int(steps["accepted_tokens"].sum())
     figures = {
         "drafted_tokens": int(steps["drafted_tokens"].sum()),
         "accepted_tokens": accepted,
         "tokens_per_row": (rows + accepted) / rows,
-        "seconds": to_seconds(engine.clock.now()),
+        "cpu_s": cpu_s,
     }
     return {index: list(ids) for index, ids, _ in book.records()}, figures
 

@@ -1,7 +1,7 @@
 """What `run.py --replay=RUN --fork_at=STEP --set ...` does: repeats a run up to a step, goes on under another config.
 
 Everything before the step is the recorded run, to the bit, which is checked; so what differs afterwards comes from the
-change alone. Only fields that an engine can change while requests are in it may differ (`scheduler.CHANGEABLE`). A real
+change alone. Only fields that an engine can change while requests are in it may differ (`config.CHANGEABLE`). A real
 run goes on in its own time from there. The fork is written to a run folder of its own, with `fork.json` beside it.
 """
 
@@ -18,8 +18,7 @@ from experiments.run_replayed import prepared_again
 from experiments.run_snapshots import Observe, Unkept
 from experiments.stop import StopSignals
 from nanoserve.engine.chunking import most_chunk_tokens
-from nanoserve.engine.config import EngineConfig
-from nanoserve.engine.scheduler import CHANGEABLE
+from nanoserve.engine.config import CHANGEABLE, EngineConfig
 from nanoserve.experiment import Experiment, resolve
 from nanoserve.specs.config import Loaded
 from nanoserve.specs.errors import ConfigError, NanoserveError, nearest

@@ -25,15 +25,16 @@ make run CONFIG=llama70b_speculative_h100
 
 ## A draft for {model}, distilled from what it writes
 
-The student has layers {layers} of the teacher and its embedding table. It read {written_tokens:,} tokens that the
-teacher wrote in answer to {questions} questions, {epochs} times. The loss, divergence from the teacher over the
+The student has layers {layers} of the teacher and its embedding table. It read {written_tokens:,} tokens that
+the teacher wrote in answer to {questions} questions, {epochs} times. The loss, divergence from the teacher over the
 {head_tokens:,} tokens that occur and cosine distance of hidden states, went from {first:.2f} to {last:.2f}.
 
-The prompts below are {prompts} others, `configs/prompts/short.jsonl`; {draft_tokens} tokens are guessed at a time and
-{sequences} sequences run at once, on a CPU, where a step of more tokens takes longer. The last column is the time
-without guessing over the time with it: below 1, guessing cost time.
+The {prompts} prompts below are others, `configs/prompts/short.jsonl`. {draft_tokens} tokens are guessed at a time, and
+{sequences} sequences run at once. The last column is the processor time without guessing over that with it: below 1,
+guessing cost time on this CPU, where a step of more tokens takes longer; a chip that waits for memory has them nearly
+for nothing.
 
-| temperature | who guesses | guessed | accepted | share | tokens a step | same answers | time ratio |
+| temperature | who guesses | guessed | accepted | share | tokens a step | same answers | CPU time ratio |
 |---:|---|---:|---:|---:|---:|---:|---:|
 """
 END = """
@@ -50,7 +51,7 @@ def page(figures: Mapping[str, Any]) -> str:
     losses = figures["losses"]
     layers = " and ".join(map(str, figures["layers"]))
     introduction = INTRODUCTION.format(**{**figures, "layers": layers}, first=losses[0], last=losses[-1])
-    alone_s = {case["temperature"]: case["seconds"] for case in figures["cases"] if case["draft"] == "none"}
+    alone_s = {case["temperature"]: case["cpu_s"] for case in figures["cases"] if case["draft"] == "none"}
     rows = [_row(case, alone_s[case["temperature"]], figures["prompts"]) for case in figures["cases"]]
     return introduction + "\n".join(rows) + "\n" + END
 
@@ -60,5 +61,5 @@ def _row(case: Mapping[str, Any], alone_s: float, prompts: int) -> str:
     share = f"{accepted / guessed:.0%}" if guessed else ""
     return (
         f"| {case['temperature']:g} | {case['draft']} | {guessed:,} | {accepted:,} | {share} "
-        f"| {case['tokens_per_row']:.2f} | {case['same_tokens']} of {prompts} | {alone_s / case['seconds']:.2f} |"
+        f"| {case['tokens_per_row']:.2f} | {case['same_tokens']} of {prompts} | {alone_s / case['cpu_s']:.2f} |"
     )

@@ -55,9 +55,7 @@ class Composition:
         if limit is None:
             window, window_kv = pairs, kv
         chunks, sampled = len(self.chunks), rows + sampled
-        return StepCounts(
-            steps, rows, kv_tokens, window_tokens, chunks, tokens, pairs, window, kv, window_kv, sampled
-        )
+        return StepCounts(steps, rows, kv_tokens, window_tokens, chunks, tokens, pairs, window, kv, window_kv, sampled)
 
     def rows(self) -> tuple[Row, ...]:
         """Decode rows in the order of joining, then chunks in the order of admission."""

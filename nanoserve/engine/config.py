@@ -150,3 +150,17 @@ class EngineConfig:
                 f"Engine.ngram_tokens = {self.ngram_tokens} is below Engine.ngram_least_tokens = "
                 f"{self.ngram_least_tokens}"
             )
+
+
+CHANGEABLE = (
+    "policy",
+    "victim",
+    "admission",
+    "prefill_chunk_tokens",
+    "chunking",
+    "decodes_per_prompt",
+    "free_page_watermark",
+    "queue_limit",
+    "deadline_s",
+)
+"""Fields of `EngineConfig` that may change while requests are in the engine (`Scheduler.change`)."""

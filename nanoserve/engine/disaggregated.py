@@ -171,4 +171,4 @@ class DisaggregatedFleet(Fleet):
             elif replica in self._free:
                 yield now
             elif self.engines[replica].scheduler.sequences:  # it waits for a time, or for pages that others let go
-                yield soonest(self.flights.next_ticks(now), self.engines[replica].wake_ticks())
+                yield now if self._free else self._next_event(now)

@@ -54,7 +54,11 @@ class Inbox:
 
     def next_ticks(self) -> int | None:
         """When the next request is here, or could be."""
-        return soonest(self._routed[0][0] if self._routed else None, self._next_ticks())
+        return soonest(self.first_ticks(), self._next_ticks())
+
+    def first_ticks(self) -> int | None:
+        """When the next of those is here that are on their way."""
+        return self._routed[0][0] if self._routed else None
 
     def take(self, now_ticks: float) -> list[tuple[int, int]]:
         """All (trace row, scheduled arrival) that are here by now, in order."""
@@ -173,9 +177,12 @@ class Fleet:
                 heapq.heappush(self._wakes, (wake, number))
 
     def _next_ticks(self, now: int) -> int | None:
-        """When the next plan is over, the next request is due, or an idle replica has something to do."""
-        wake = self._wakes[0][0] if self._wakes else None
-        return soonest(self.load.next_ticks(), self.flights.next_ticks(now), wake)
+        """When the next request is due, or something happens among the replicas."""
+        return soonest(self.load.next_ticks(), self._next_event(now))
+
+    def _next_event(self, now: int) -> int | None:
+        """When the next plan is over, or an idle replica has something to do."""
+        return soonest(self.flights.next_ticks(now), self._wakes[0][0] if self._wakes else None)
 
     def _abort_all(self, detail: str) -> None:
         self._book(self.flights.rest(self.clock))
@@ -220,7 +227,9 @@ class Fleet:
         """The soonest that a request could leave a replica, as far as that is known; None if none can."""
         if number in self._busy:
             return self.flights.end_ticks(number)
-        return self.clock.now() if number in self._free else self.engines[number].wake_ticks()
+        if number in self._free:
+            return self.clock.now()
+        return soonest(self.engines[number].wake_ticks(), self._inboxes[number].first_ticks())
 
 
 def soonest(*times: int | None) -> int | None:

@@ -38,19 +38,6 @@ from nanoserve.engine.views import Views
 from nanoserve.roofline.counts import StepCounts
 from nanoserve.specs.errors import ConfigError
 
-CHANGEABLE = (
-    "policy",
-    "victim",
-    "admission",
-    "prefill_chunk_tokens",
-    "chunking",
-    "decodes_per_prompt",
-    "free_page_watermark",
-    "queue_limit",
-    "deadline_s",
-)
-"""Fields of `EngineConfig` that may change while requests are in the engine (`Scheduler.change`)."""
-
 StepsBefore = Callable[[StepCounts], int]
 
 
@@ -117,7 +104,7 @@ class Scheduler:
         self._adapts = config.chunking == "adaptive"
 
     def change(self, config: EngineConfig, now_ticks: int) -> None:
-        """Goes on, between two plans, under another config that differs in fields of `CHANGEABLE` only.
+        """Goes on, between two plans, under another config that differs in fields of `config.CHANGEABLE` only.
 
         Whoever waits is queued anew; what clients were served before does not count.
         """
@@ -427,9 +414,10 @@ class Scheduler:
 
     def _gain(self, plan: Plan, result: StepResult) -> list[Sequence]:
         """Gives every decoding sequence its tokens; returns those that have all of theirs."""
-        if self._speculating is None:
-            return self.cohort.advance(plan.horizon)
-        return self._speculating.gain(result.gained or dict.fromkeys(self.cohort.members, 1))
+        cohort = self.cohort
+        if isinstance(cohort, SpeculatingCohort):
+            return cohort.gain(result.gained or dict.fromkeys(cohort.members, 1))
+        return cohort.advance(plan.horizon)
 
     def _apply_chunks(self, stopped: Mapping[int, int], end_ticks: int) -> list[Sequence]:
         """Books the chunks that ran; returns the sequences that their first token finished."""

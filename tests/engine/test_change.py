@@ -5,9 +5,8 @@ import random
 
 import pytest
 
-from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.config import CHANGEABLE, EngineConfig
 from nanoserve.engine.engine import Engine
-from nanoserve.engine.scheduler import CHANGEABLE
 from tests.engine.factories import Job, make_engine
 
 CHANGES = [

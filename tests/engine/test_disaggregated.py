@@ -98,6 +98,16 @@ def test_every_request_leaves_once_and_both_pools_are_whole(jobs, prefill, decod
     )
 
 
+def test_a_decode_replica_looks_when_a_prompt_that_waited_for_pages_may_start():
+    """Another decode replica takes KV, which lets the prefill pool go on, while this one could plan many steps."""
+    jobs = [Job(0, 1, output) for output in (9, 53, 1, 12)] + [Job(0, 6, 60)] + [Job(0, 1, 1)] * 11
+    options = {"allocator": "contiguous", "link": Link(TICKS_PER_TOKEN)}
+    together, single = make_pools(jobs, 1, 3, **options), make_pools(jobs, 1, 3, max_horizon_steps=1, **options)
+    together.run()
+    single.run()
+    assert together.hand_overs == single.hand_overs
+
+
 def test_the_first_token_comes_from_one_pool_and_the_rest_from_the_other():
     fleet = make_pools([Job(0, 20, 9), Job(0, 16, 5), Job(0, 8, 1)])
     fleet.run()

@@ -141,13 +141,10 @@ def test_the_steps_budget_must_hold_every_draft():
         dataclasses.replace(CONFIG, max_seqs=8, draft="ngram")
 
 
-@pytest.mark.parametrize("drafts", ["ngram", "another model"])
-def test_nothing_compiles_after_warm_up(drafts, caplog):
-    name, seed = DRAFTS[drafts]
+def test_nothing_compiles_after_warm_up(caplog):
     trace = lengths_trace([5, 9, 3, 17], [12, 12, 9, 7], np.zeros(4))
-    config = dataclasses.replace(CONFIG, max_seqs=3, draft=name, draft_tokens=2)
-    draft = None if seed is None else tiny_model(seed)
-    executor = jax_executor(trace, config, PAGES, draft=draft, **SAMPLING)
+    config = dataclasses.replace(CONFIG, max_seqs=3, draft="model", draft_tokens=2)  # shapes that no other test has
+    executor = jax_executor(trace, config, PAGES, draft=tiny_model(1), **SAMPLING)
     programs = list(executor.warm_up())
     assert len(programs) == executor.calls.programs == len(set(programs))
     with jax.log_compiles(), caplog.at_level("WARNING"):
