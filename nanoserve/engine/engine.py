@@ -126,6 +126,12 @@ class Engine:
         for index in self.scheduler.apply(plan, result, start, end):
             self._left(index, end)
 
+    def seen_ticks(self, due: int) -> int:
+        """When a request that is there at `due` is taken: at once, or at the next interval while something runs."""
+        if self._interval_ticks is None or not self.scheduler.running_count:
+            return due
+        return due + -due % self._interval_ticks
+
     def wake_ticks(self) -> int | None:
         """When an engine with nothing to run has something to do without an arrival: a time-out, or a batch is due."""
         times = (self.scheduler.next_deadline_ticks(), self.scheduler.next_batch_ticks())

@@ -173,7 +173,17 @@ class Fleet:
                 self._busy.add(number)
                 self.flights.start(number, submitted)
                 self._started(submitted)
-            elif (wake := engine.wake_ticks()) is not None and wake > now:
+            else:
+                self._rest(number, now)
+
+    def _rest(self, number: int, now: int) -> None:
+        """A replica has nothing to run: it is wanted again when something is due there, which may be at once."""
+        engine, first = self.engines[number], self._inboxes[number].first_ticks()
+        seen = None if first is None else engine.seen_ticks(first)
+        if seen is not None and seen <= now:
+            self._free.add(number)
+        for wake in (seen, engine.wake_ticks()):
+            if wake is not None and wake > now:
                 heapq.heappush(self._wakes, (wake, number))
 
     def _next_ticks(self, now: int) -> int | None:

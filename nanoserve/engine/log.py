@@ -23,6 +23,8 @@ from nanoserve.engine.types import TICKS_PER_S, FinishReason, Kind, Move, MoveKi
 from nanoserve.roofline.counts import StepCounts
 
 COUNT_FIELDS = tuple(field.name for field in dataclasses.fields(StepCounts))
+_DRAFT_COUNTS = tuple(name for name in COUNT_FIELDS if name.startswith("drafted_"))
+_PACKED_COUNTS = tuple(name for name in COUNT_FIELDS if name not in _DRAFT_COUNTS)
 
 # A plan as it is packed, in the codes of `struct`: times are floats, but still in ticks, which are too many for 64
 # bits; what slots, pages and the queue bound has 32 bits.
@@ -30,15 +32,14 @@ _PLAN = {
     "step": "q",
     "kind": "b",
     **dict.fromkeys(("start_s", "duration_s", "first_step_s", "host_gap_s"), "d"),
-    **dict.fromkeys((*COUNT_FIELDS, "executed_tokens", "executed_kv_tokens"), "q"),
+    **dict.fromkeys((*_PACKED_COUNTS, "executed_tokens", "executed_kv_tokens"), "q"),
     **dict.fromkeys(("running", "stalled_seqs", "waiting", "pages_used", "largest_free_run"), "i"),
     "kv_tokens_held": "q",
     "preemptions": "i",
-    "accepted_tokens": "i",
 }
 _PLAN_ROW = np.dtype([(name, {"q": "<i8", "d": "<f8", "i": "<i4", "b": "i1"}[code]) for name, code in _PLAN.items()])
 _pack_plan = struct.Struct("<" + "".join(_PLAN.values())).pack
-_counts_of = attrgetter(*COUNT_FIELDS)
+_counts_of = attrgetter(*_PACKED_COUNTS)
 
 _KINDS = tuple(Kind)
 _KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
@@ -58,7 +59,10 @@ _TIMES = {
 }
 _NUMBERS = ("client", "prompt_tokens", "output_tokens", "max_output_tokens", "preemptions", "cached_tokens")
 # What is 0 in nearly every plan, or in all of them where a knob is off, is kept as (plan, number).
-_SPARSE = ("prefix_lookup_tokens", "prefix_hit_tokens", *(f"{event}_tokens" for event in _MOVED.values()))
+_SPARSE = (
+    *("prefix_lookup_tokens", "prefix_hit_tokens", *_DRAFT_COUNTS, "accepted_tokens"),
+    *(f"{event}_tokens" for event in _MOVED.values()),
+)
 _CUT_SHORT = "still running when the run was cut short"
 _NS_PER_S = 1_000_000_000
 _NO_PADDING = -1
@@ -169,6 +173,9 @@ class RunLog:
     def planned(self, plan: Plan, result: StepResult, start_ticks: int, occupancy: Occupancy) -> None:
         """A plan ran, and the engine was this full when it began."""
         tokens, kv_tokens = result.executed_tokens, result.executed_kv_tokens
+        counts = plan.counts if result.ran is None else result.ran
+        if counts.drafted_tokens:
+            self._drafted(counts, result)
         self._plans += _pack_plan(
             plan.step,
             _KIND_CODES[plan.kind],
@@ -176,12 +183,11 @@ class RunLog:
             result.duration_ticks,
             result.first_step_ticks,
             result.host_ticks,
-            *_counts_of(plan.counts if result.ran is None else result.ran),
+            *_counts_of(counts),
             _NO_PADDING if tokens is None else tokens,
             _NO_PADDING if kv_tokens is None else kv_tokens,
             *occupancy,
             self._preempted_in_plan,
-            0 if result.gained is None else result.accepted_tokens,
         )
         self._preempted_in_plan = 0
         if plan.moves:
@@ -206,6 +212,10 @@ class RunLog:
             name: rows[name] / TICKS_PER_S if code == "d" else rows[name].astype(np.int64)
             for name, code in _PLAN.items()
         }
+        for name, (plans, numbers) in self._sparse.items():
+            columns[name] = np.zeros(len(rows) + 1, np.int64)  # one more: counted for a plan that was never made
+            np.add.at(columns[name], np.asarray(plans, np.int64), np.asarray(numbers, np.int64))
+            columns[name] = columns[name][:-1]
         columns["kind"] = np.array(_KINDS, dtype="U8")[rows["kind"]]
         new_tokens = columns["steps"] * columns["decode_seqs"] + columns["drafted_tokens"] + columns["prefill_tokens"]
         kv_tokens = columns["decode_kv_tokens"] + columns["prefill_kv_tokens"]
@@ -213,8 +223,6 @@ class RunLog:
             columns[name] = np.where(columns[name] == _NO_PADDING, useful, columns[name])
         columns["kv_tokens_held"] += new_tokens - columns["drafted_tokens"] + columns["accepted_tokens"]
         columns["pages_total"] = np.full(len(rows), num_pages, dtype=np.int64)
-        for name, (plans, numbers) in self._sparse.items():
-            columns[name] = np.bincount(plans, numbers, minlength=len(rows))[: len(rows)].astype(np.int64)
         return {name: columns[name] for name in STEP_COLUMNS}
 
     def request_columns(self) -> dict[str, list]:
@@ -242,6 +250,12 @@ class RunLog:
             detail = self._event_details.get(row)
             extra = f',"detail":{json.dumps(detail)}' if detail else ""
             yield f'{{"t_s":{seconds},"event":"{_EVENTS[code]}","request":{index}{extra}}}\n'
+
+    def _drafted(self, counts: StepCounts, result: StepResult) -> None:
+        """Counts what a plan drafted, and what of it was kept."""
+        for name in _DRAFT_COUNTS:
+            self.count(name, getattr(counts, name))
+        self.count("accepted_tokens", 0 if result.gained is None else result.accepted_tokens)
 
     def _moved(self, moves: Sequence[Move], ticks: int) -> None:
         """KV went to the host or came here, at the beginning of the plan that was logged last."""

@@ -125,14 +125,18 @@ class KvMemory:
 
     def grow(self, sequence: Sequence, tokens: int) -> int:
         """Gives a sequence the pages for `tokens` more positions, as far as there are any; returns the positions."""
-        past, pool = sequence.kv_tokens, self.pool
-        missing = pages_for(past + tokens, self.page_tokens) - len(sequence.pages)
-        if missing > pool.free_count:
-            missing = pool.free_count
-            tokens = (len(sequence.pages) + missing) * self.page_tokens - past
-        if tokens > 0:
-            sequence.pages += pool.alloc(missing)
-        return max(tokens, 0)
+        past, pages = sequence.kv_tokens, sequence.pages
+        missing = pages_for(past + tokens, self.page_tokens) - len(pages)
+        if missing <= 0:
+            return tokens if tokens > 0 else 0
+        free = self.pool.free_count
+        if missing > free:
+            missing = free
+            tokens = (len(pages) + missing) * self.page_tokens - past
+        if tokens <= 0:
+            return 0
+        pages += self.pool.alloc(missing)
+        return tokens
 
     def learn(self, sequence: Sequence) -> None:
         """Tells the prefix cache what the full pages of a sequence hold, its counters being up to date."""

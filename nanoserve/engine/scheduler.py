@@ -233,8 +233,11 @@ class Scheduler:
         moves = self.memory.take_moves() if self.memory.moves else ()
         if not step.chunks and not self.cohort.members:
             return None
-        horizon = 1 if step.chunks or moves else self._horizon(now_ticks, steps_before)
-        plan = Plan(self.steps_planned, step.kind(), horizon, step.counts(horizon), step.rows, 0, moves)
+        counts = step.counts(1)
+        horizon = 1 if step.chunks or moves else self._horizon(now_ticks, steps_before, counts)
+        if horizon > 1:
+            counts = step.counts(horizon)
+        plan = Plan(self.steps_planned, step.kind(), horizon, counts, step.rows, 0, moves)
         if self._speculating is not None and step.decodes:
             plan.counts = self._speculating.with_drafts(plan.counts)
         if self._batch is not None and step.decodes:
@@ -388,12 +391,12 @@ class Scheduler:
         self.waiting.put(victim, now_ticks)
         self._log.preempted(victim.index, now_ticks)
 
-    def _horizon(self, now_ticks: int, steps_before: StepsBefore) -> int:
+    def _horizon(self, now_ticks: int, steps_before: StepsBefore, counts: StepCounts) -> int:
+        """How many steps of these counts nothing can change."""
         steps = min(self.cohort.steps_to_change(), self.config.horizon_limit)
         if not (self._mixes and self._steady) and self.waiting and self._may_admit_next(now_ticks):
             return 1
         if steps > 1:
-            counts = self._step.counts(1)
             if self._batch:  # priced with its padding, so that no arrival is passed
                 rows = len(self._batch)
                 counts = dataclasses.replace(
@@ -414,17 +417,17 @@ class Scheduler:
 
     def _gain(self, plan: Plan, result: StepResult) -> list[Sequence]:
         """Gives every decoding sequence its tokens; returns those that have all of theirs."""
-        cohort = self.cohort
-        if isinstance(cohort, SpeculatingCohort):
-            return cohort.gain(result.gained or dict.fromkeys(cohort.members, 1))
-        return cohort.advance(plan.horizon)
+        if self._speculating is None:
+            return self.cohort.advance(plan.horizon)
+        return self._speculating.gain(result.gained or dict.fromkeys(self.cohort.members, 1))
 
     def _apply_chunks(self, stopped: Mapping[int, int], end_ticks: int) -> list[Sequence]:
         """Books the chunks that ran; returns the sequences that their first token finished."""
         finished = []
         for sequence, past, new in self._step.chunks:
             sequence.kv_tokens = past + new
-            self.memory.learn(sequence)
+            if self.memory.caches:
+                self.memory.learn(sequence)
             if sequence.kv_tokens < sequence.prefill_target:
                 continue
             self.prefilling.remove(sequence)

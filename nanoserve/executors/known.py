@@ -1,11 +1,14 @@
-"""A result that is known as soon as its plan is submitted: what every simulated executor returns."""
+"""A result that is known as soon as its plan is submitted: what every simulated executor returns.
+
+Made for every plan, so not a frozen dataclass (`engine.types` says why).
+"""
 
 import dataclasses
 
 from nanoserve.engine.types import StepResult
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Known:
     """A pending result that is there."""
 

@@ -139,6 +139,13 @@ def test_every_request_leaves_once_from_where_it_was_routed_and_pools_are_whole(
         assert all(fleet.replica_of[row] == number for row in served)
 
 
+def test_a_request_is_taken_that_came_between_two_looks_while_all_others_timed_out():
+    interval_s, timeout_s = to_seconds(7_000_000), to_seconds(30_000_000)
+    fleet = make_fleet([Job(0, 4, 60), Job(29_500_000, 4, 4)], 1, interval_s=interval_s, timeout_s=timeout_s)
+    fleet.run()
+    assert fleet.engines[0].log.request_columns()["finish_reason"] == ["timed_out", "length"]
+
+
 def test_replicas_run_at_the_same_time():
     jobs = [Job(0, 8, 20)] * 4
     two, one = make_fleet(jobs, 2, "least_loaded"), make_fleet(jobs, 1)
