@@ -141,8 +141,8 @@ class Disaggregation:
     def __post_init__(self):
         if self.decode_mesh is None and (self.decode_chip is not None or self.decode_engine):
             raise ConfigError(
-                "Disaggregation.decode_chip and decode_engine say nothing without Disaggregation.decode_mesh: the chips "
-                "of the decode pool"
+                "Disaggregation.decode_chip and decode_engine mean nothing without Disaggregation.decode_mesh: chips "
+                "for the decode pool"
             )
 
 

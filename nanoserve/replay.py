@@ -124,7 +124,7 @@ class Replay:
         return len(self.trace) - self.load.remaining
 
     def record(self) -> Tape | None:
-        """Lets a real engine that is still fresh note what it is told, so that its run can be made again (`engine.tape`).
+        """Lets a real engine that is still fresh note what it is told, so that its run can be repeated (`engine.tape`).
 
         None for a simulated one, which repeats itself, and for replicas on a wall clock, which nobody can repeat.
         """

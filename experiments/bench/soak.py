@@ -151,7 +151,7 @@ def soak(experiment: "Experiment") -> Soak:
 
     compiled: list[str] = []
 
-    def listen(event: str, seconds: float, **_) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED:
             compiled.append(event)
 

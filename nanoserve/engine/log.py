@@ -164,10 +164,6 @@ class RunLog:
         """Requests that left, for whatever reason."""
         return self._left
 
-    def unfinished(self) -> Iterator[int]:
-        """Requests that were sent and have not left."""
-        return (index for index in self._sent_rows().tolist() if not self._reasons[index])
-
     # ---- plans ----
 
     def planned(self, plan: Plan, result: StepResult, start_ticks: int, occupancy: Occupancy) -> None:

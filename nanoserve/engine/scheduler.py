@@ -417,9 +417,10 @@ class Scheduler:
 
     def _gain(self, plan: Plan, result: StepResult) -> list[Sequence]:
         """Gives every decoding sequence its tokens; returns those that have all of theirs."""
-        if self._speculating is None:
-            return self.cohort.advance(plan.horizon)
-        return self._speculating.gain(result.gained or dict.fromkeys(self.cohort.members, 1))
+        cohort = self.cohort
+        if isinstance(cohort, SpeculatingCohort):
+            return cohort.gain(result.gained or dict.fromkeys(cohort.members, 1))
+        return cohort.advance(plan.horizon)
 
     def _apply_chunks(self, stopped: Mapping[int, int], end_ticks: int) -> list[Sequence]:
         """Books the chunks that ran; returns the sequences that their first token finished."""

@@ -163,7 +163,7 @@ class _Running:
 
     def ready(self) -> bool:
         """Whether the device is done; does not wait for it."""
-        return all(array.is_ready() for array in self.call.outputs)
+        return all(array.is_ready() for array in self.call.outputs)  # type: ignore[attr-defined]
 
 
 def _ticks(nanoseconds: int) -> int:

@@ -39,6 +39,7 @@ def test_seconds_are_the_nearest_to_the_ticks(start, duration, first, host):
 @given(st.lists(st.integers(0, 2**62), min_size=len(COUNT_FIELDS), max_size=len(COUNT_FIELDS)), st.sampled_from(Kind))
 def test_counts_and_kind_come_back(values, kind):
     counts = StepCounts(*values)
+    counts.drafted_tokens += 1  # the other two are counted where something is drafted
     log = RunLog(0)
     log.planned(plan(kind, counts), StepResult(1, 1, executed_tokens=5, executed_kv_tokens=6), 0, (1, 6, 2, 3, 4, 5))
     columns = log.step_columns(9)
@@ -79,7 +80,7 @@ def test_what_has_not_happened_is_none_and_what_was_not_sent_is_absent():
     assert columns["finish_s"] == [1.0, None]
     assert columns["finish_reason"] == ["refused", ""]
     assert columns["detail"] == ["too long", "still running when the run was cut short"]
-    assert list(log.unfinished()) == [2] and log.finished_count() == 1
+    assert log.finished_count() == 1
     assert [json.loads(line).get("detail") for line in log.event_lines()] == [None, None, "too long"]
 
 
