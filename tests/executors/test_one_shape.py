@@ -27,13 +27,12 @@ def executor_of(config: EngineConfig) -> JaxExecutor:
 def logprobs_of(executor: JaxExecutor, config: EngineConfig, rows: list[int] | None = None) -> dict[int, list[float]]:
     """Log-probabilities of every generated token, of the whole trace or with only some requests of it sent."""
     book = executor.book
+    executor.arrays.forget_tables()  # another run's requests have the same numbers
     engine = virtual_engine(TRACE, config, PAGES, executor, TINY)
     if rows is not None:
         refuse = set(range(len(TRACE))) - set(rows)
         add = engine.scheduler.add
-        engine.scheduler.add = lambda request, now, **kwargs: (
-            request.index not in refuse and add(request, now, **kwargs)
-        )
+        engine.scheduler.add = lambda request, *rest: request.index not in refuse and add(request, *rest)
     engine.run()
     found = {index: logprobs for index, logprobs in book.logprobs.items() if rows is None or index in rows}
     book.__init__(book._prompt_of)
