@@ -53,7 +53,7 @@ MOONCAKE += '{"timestamp": 9, "input_length": 7, "output_length": 3}\n'
         (["--set=Cluster.mesh={'tensr': 1}"], "no axis 'tensr' is priced or executed. Did you mean 'tensor'?"),
         (["--set=Cluster.mesh={'tensor': 0}"], "axis 'tensor' has size 0"),
         (["--set=Fleet.router=least_laoded"], "Did you mean 'least_loaded'?"),
-        (["--set=Disaggregation.decode_chip=h200"], "say nothing without Disaggregation.decode_mesh"),
+        (["--set=Disaggregation.decode_chip=h200"], "mean nothing without Disaggregation.decode_mesh"),
         ([APART, "--set=Disaggregation.decode_mesh={'tensr': 1}"], "Disaggregation.decode_mesh: no axis 'tensr'"),
         ([APART, "--set=Disaggregation.decode_engine={'max_seq': 3}"], "no field 'max_seq'. Did you mean 'max_seqs'?"),
         ([APART, "--set=Disaggregation.decode_engine={'max_seqs': 2.5}"], "['max_seqs'] = 2.5: wanted int"),
