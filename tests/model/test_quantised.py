@@ -125,9 +125,9 @@ def test_chips_share_values_and_the_scales_that_go_with_them(scheme):
     placed = shardings(make_mesh(jax.devices()[:1]), WIDE, how)
     assert jax.tree.structure(placed) == jax.tree.structure(abstract(WIDE, jnp.float32, how=how))
     cut = {field: [tuple(leaf.spec) for leaf in jax.tree.leaves(getattr(placed.layers, field))] for field in MATRICES}
-    layers, shared = "pipeline", ("expert", "tensor")
-    assert cut["wqkv"] == cut["w_gate_up"] == [(layers, shared, None), (layers, None, shared)]
-    assert cut["wo"] == cut["w_down"] == [(layers, None, shared), (layers, shared if scheme == "int4" else None, None)]
+    for columns, rows, mine in (("wqkv", "wo", ("expert", "tensor")), ("w_gate_up", "w_down", "tensor")):
+        assert cut[columns] == [("pipeline", mine, None), ("pipeline", None, mine)]
+        assert cut[rows] == [("pipeline", None, mine), ("pipeline", mine if scheme == "int4" else None, None)]
 
 
 def test_a_loop_over_layers_leaves_quantised_matrices_in_their_stack():
