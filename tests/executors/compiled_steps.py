@@ -40,7 +40,7 @@ class Case:
 EIGHT_B: dict[str, Any] = {"model": "llama-3.1-8b", "chips": 1}
 SEVENTY_B: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 8}
 EXPERTS: dict[str, Any] = {"model": "mixtral-8x7b", "chips": 1, "expert": 8, "layers": 2}
-STAGES: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 4, "pipeline": 2, "layers": 4}
+STAGES: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 4, "pipeline": 2, "layers": 16}
 CASES: dict[str, list[Case]] = {
     "tpu": [
         Case(**EIGHT_B, chip="tpu_v5e", batch=8, context_tokens=512),
