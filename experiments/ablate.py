@@ -86,7 +86,8 @@ with TTFT within 2 s and TPOT within 200 ms (MLPerf's limits of Llama 2 70B). *K
 positions held, *from cache* the share of prompt tokens that a prefix cache had, *padding* the share of tokens through
 the layers that nobody asked for. A member of a static batch has its answer when the batch ends. The conversation log
 has lengths only, so prefix caches are in the second table alone. `speculative_ngram` is told how often a guess is
-right; docs/speculation.md has what was measured.
+right; docs/speculation.md has what was measured. `pipeline_2` is priced as a pipeline that is always full: the bubble
+that an executed one has at every step is not in it.
 
 `docs/scheduling.md` has more rows about the scheduler, and the highest rate that each kind of batching keeps at an
 equal 95th percentile.
