@@ -21,7 +21,7 @@ from nanoserve.executors.kv_facts import kv_facts
 from nanoserve.executors.roofline_executor import RooflineExecutor, one_shape
 from nanoserve.executors.speculating_roofline import DraftPricer, SpeculatingRoofline
 from nanoserve.executors.stopping import StoppingExecutor
-from nanoserve.experiment import Experiment, Facts
+from nanoserve.experiment import Experiment, Facts, Faults
 from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.memory import num_pages
 from nanoserve.roofline.table_pricing import pricer_for
@@ -49,6 +49,7 @@ class Pool:
       config: of every engine. model, precision: what they run, and how it is stored.
       cluster: the chips of all of them; its axis `data` is their number.
       calibration: constants that their steps are priced with. pages: of each. draft: the model that guesses, if any.
+      faults: that are planted in them.
       name: `prefill` or `decode`; empty where one pool does both.
     """
 
@@ -60,6 +61,7 @@ class Pool:
     pages: int
     name: str = ""
     draft: ModelSpec | None = None
+    faults: Faults = Faults()
 
     @property
     def replicas(self) -> int:
@@ -119,11 +121,14 @@ def _pool(experiment: Experiment, facts: Facts, config: EngineConfig, cluster: C
         pages=pages,
         draft=facts.draft,
         name=name,
+        faults=experiment.faults,
     )
 
 
 def priced_executors(pools: Sequence[Pool], trace: Trace, seed: int = 0) -> Iterator[tuple[Pool, Executor]]:
-    """An executor for every simulated engine, pool after pool; those of a pool share one, and what it has priced.
+    """An executor for every simulated engine, pool after pool.
+
+    Those of a pool share one, and what it has priced; a replica that is slow has its own.
 
     Args:
       pools: whose engines. trace: what they serve. seed: of what is drawn where tokens are drafted.
@@ -134,19 +139,25 @@ def priced_executors(pools: Sequence[Pool], trace: Trace, seed: int = 0) -> Iter
     for pool in pools:
         if pool.config.preemption != "recompute":
             swap_seconds(pool.model, pool.cluster, pool.precision, 1)
-        pricer = pricer_for(pool.model, pool.cluster, pool.precision, pool.calibration, ticks_per_s=TICKS_PER_S)
-        padded = one_shape(pool.config) if pool.config.batch_invariant else None
-        executor = RooflineExecutor(pool.model, pool.cluster, pool.precision, pool.calibration, pricer, padded)
-        if pool.config.draft != "none":
-            executor = SpeculatingRoofline(executor, pool.config.draft_acceptance, seed, _draft_pricer(pool))
-        if trace.answer_tokens is not None:
-            executor = StoppingExecutor(executor, dict(enumerate(trace.answer_tokens.tolist())))
-        for _ in range(pool.replicas):
-            yield pool, executor
+        executor = _priced_executor(pool, trace, seed)
+        for number in range(pool.replicas):
+            slow = number == pool.faults.slow_replica
+            yield pool, _priced_executor(pool, trace, seed, pool.faults.slow_factor) if slow else executor
 
 
-def _draft_pricer(pool: Pool) -> DraftPricer | None:
-    return pool.draft and DraftPricer(pool.draft, pool.cluster, pool.precision, pool.calibration)
+def _priced_executor(pool: Pool, trace: Trace, seed: int, slower: float = 1.0) -> Executor:
+    """An executor of a pool's engines; everything takes `slower` times what it is priced at."""
+    ticks_per_s = round(TICKS_PER_S * slower)
+    priced = pool.cluster, pool.precision, pool.calibration
+    pricer = pricer_for(pool.model, *priced, ticks_per_s=ticks_per_s)
+    padded = one_shape(pool.config) if pool.config.batch_invariant else None
+    executor = RooflineExecutor(pool.model, *priced, pricer, padded, slower)
+    if pool.config.draft != "none":
+        draft = pool.draft and DraftPricer(pool.draft, *priced, ticks_per_s=ticks_per_s)
+        executor = SpeculatingRoofline(executor, pool.config.draft_acceptance, seed, draft)
+    if trace.answer_tokens is not None:
+        executor = StoppingExecutor(executor, dict(enumerate(trace.answer_tokens.tolist())))
+    return executor
 
 
 def kv_facts_of(pool: Pool, trace: Trace, book: "TokenBook | None" = None) -> KvFacts:
@@ -155,7 +166,8 @@ def kv_facts_of(pool: Pool, trace: Trace, book: "TokenBook | None" = None) -> Kv
     Raises:
       ConfigError: it is not known (`executors.kv_facts`).
     """
-    return kv_facts(pool.config, trace, pool.model, pool.cluster, pool.precision, pool.calibration, book)
+    facts = kv_facts(pool.config, trace, pool.model, pool.cluster, pool.precision, pool.calibration, book)
+    return dataclasses.replace(facts, leak=pool.faults.leak)
 
 
 def build_engine(

@@ -6,6 +6,7 @@ Next: `nanoserve.replay`, which runs an experiment.
 """
 
 import dataclasses
+import datetime
 import math
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Literal
 
 from nanoserve.engine import policy, routing
 from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.faults import Leak
 from nanoserve.report.slo import Slo, resolve_slo
 from nanoserve.roofline.split import AXES
 from nanoserve.specs import literals
@@ -121,6 +123,73 @@ class Snapshots:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ServiceLogs:
+    """Logs as a production service would have left them (`report.service_logs`), beside a run's own records.
+
+    Attributes:
+      start: date of the run's time 0 in UTC, such as `2026-03-02`, which is a Monday; None writes no such logs.
+      bucket_s: seconds that one row of telemetry stands for.
+    """
+
+    start: str | None = None
+    bucket_s: float = 60.0
+
+    def __post_init__(self):
+        if not 0 < self.bucket_s < math.inf:
+            raise ConfigError(f"ServiceLogs.bucket_s = {self.bucket_s}: must be positive and finite")
+        if self.start is not None:
+            try:
+                datetime.date.fromisoformat(self.start)
+            except ValueError:
+                raise ConfigError(
+                    f"ServiceLogs.start = '{self.start}': must be a date such as '2026-03-02', or None for no logs"
+                ) from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Faults:
+    """Faults that are planted in a simulated run, so that whoever looks for causes can be held to the truth.
+
+    Attributes:
+      leak_every: of so many requests that leave an engine, one never gives back `leak_pages` of its pages; None for no
+        leak. leak_pages: how many.
+      slow_replica: number of a replica all of whose steps take `slow_factor` times as long, like a chip that throttles;
+        None for none; a single engine is replica 0. slow_factor: more than 1 where there is one.
+    """
+
+    leak_every: int | None = None
+    leak_pages: int = 1
+    slow_replica: int | None = None
+    slow_factor: float = 1.0
+
+    def __post_init__(self):
+        if self.leak_every is not None and self.leak_every < 1:
+            raise ConfigError(f"Faults.leak_every = {self.leak_every}: must be at least 1, or None for no leak")
+        if self.leak_pages < 1:
+            raise ConfigError(f"Faults.leak_pages = {self.leak_pages}: must be at least 1")
+        if not 1 <= self.slow_factor < math.inf or (self.slow_factor > 1) != (self.slow_replica is not None):
+            raise ConfigError(
+                f"Faults.slow_factor = {self.slow_factor} with Faults.slow_replica = {self.slow_replica}: the factor "
+                "must be finite, more than 1 where a replica is slow, and 1 where none is"
+            )
+
+    @property
+    def leak(self) -> Leak | None:
+        """How pages leak."""
+        return None if self.leak_every is None else Leak(every=self.leak_every, pages=self.leak_pages)
+
+    @property
+    def line(self) -> str:
+        """What is planted, for every output; empty where nothing is."""
+        parts = []
+        if self.leak_every is not None:
+            parts.append(f"one of every {self.leak_every} requests that leave loses {self.leak_pages} of its pages")
+        if self.slow_replica is not None:
+            parts.append(f"steps of replica {self.slow_replica} take {self.slow_factor:g} times as long")
+        return f"planted: {'; '.join(parts)}" if parts else ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Disaggregation:
     """Decoding in a pool of its own; `Cluster` and `Engine` are then the prefill pool's.
 
@@ -160,8 +229,8 @@ class Experiment:
       executor: `auto` executes where the chips are present and the model fits, and simulates elsewhere.
       attention: implementation of paged attention when executed: `auto` is the chip's kernel where it serves the model,
         else `xla`; a name is never replaced.
-      cluster, precision, engine, trace, sampling, pricing, slo, fleet, disaggregation, snapshots: see their
-      classes.
+      cluster, precision, engine, trace, sampling, pricing, slo, fleet, disaggregation, snapshots, service_logs,
+        faults: see their classes.
     """
 
     name: str = "experiment"
@@ -180,6 +249,8 @@ class Experiment:
     fleet: FleetConfig = FleetConfig()
     disaggregation: Disaggregation = Disaggregation()
     snapshots: Snapshots = Snapshots()
+    service_logs: ServiceLogs = ServiceLogs()
+    faults: Faults = Faults()
     draft_model: str | None = None
     draft_weights: str | None = None
 
@@ -196,6 +267,8 @@ CONFIG_CLASSES: Mapping[str, type] = {
     "Fleet": FleetConfig,
     "Disaggregation": Disaggregation,
     "Snapshots": Snapshots,
+    "ServiceLogs": ServiceLogs,
+    "Faults": Faults,
 }
 
 
@@ -242,6 +315,7 @@ def resolve(experiment: Experiment) -> Facts:
         dtype = getattr(experiment.precision, field.name)
         if dtype not in BYTES_PER_ELEMENT:
             raise ConfigError(f"Precision.{field.name} = '{dtype}': no such dtype.{nearest(dtype, BYTES_PER_ELEMENT)}")
+    _check_faults(experiment)
     slo, target = experiment.slo, model_of(experiment.model)
     return Facts(
         model=target,
@@ -265,6 +339,11 @@ def _decode_of(experiment: Experiment) -> DecodeFacts | None:
     routing.route(asked.decode_router, "Disaggregation.decode_router")
     engine = _decode_engine(experiment)
     policy.check(engine)
+    if experiment.engine.keep_session_s or engine.keep_session_s:
+        raise ConfigError(
+            "Engine.keep_session_s does not go with Disaggregation: what a session wrote is in the decode pool, and its "
+            "next turn begins in the prefill pool. Use Engine.prefix_cache"
+        )
     if engine.page_tokens != experiment.engine.page_tokens:
         raise ConfigError(
             f"Disaggregation.decode_engine['page_tokens'] = {engine.page_tokens} and Engine.page_tokens = "
@@ -309,6 +388,16 @@ def _draft_of(experiment: Experiment, target: ModelSpec) -> ModelSpec | None:
     draft = model_of(name)
     check_draft(target, draft)
     return draft
+
+
+def _check_faults(experiment: Experiment) -> None:
+    faults, replicas = experiment.faults, experiment.cluster.mesh.get("data", 1)
+    if faults.line and experiment.disaggregation.decode_mesh is not None:
+        raise ConfigError("Faults are planted in a single engine or in replicas that are alike: leave Disaggregation off")
+    if faults.slow_replica is not None and not 0 <= faults.slow_replica < replicas:
+        raise ConfigError(
+            f"Faults.slow_replica = {faults.slow_replica}: Cluster.mesh has {replicas} replicas, numbered from 0"
+        )
 
 
 def _check_mesh(mesh: Mapping[str, int], field: str = "Cluster.mesh") -> None:

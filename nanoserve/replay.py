@@ -195,8 +195,11 @@ def step_columns(member: Member) -> dict[str, np.ndarray]:
     return steps | cost_columns(steps, pool.model, pool.cluster, pool.precision, pool.calibration)
 
 
-def prepare(experiment: Experiment) -> Replay:
+def prepare(experiment: Experiment, trace: Trace | None = None) -> Replay:
     """Reads what an experiment names and builds the engine.
+
+    Args:
+      experiment: what to run. trace: its requests, where they are not those that `experiment.trace` names.
 
     Raises:
       ConfigError, TraceError, WeightsError, CapacityError: whatever is wrong, before anything runs.
@@ -204,8 +207,13 @@ def prepare(experiment: Experiment) -> Replay:
     facts = resolve(experiment)
     beside = [] if facts.decode is None else [facts.decode.cluster]
     choice = choose_executor(experiment.executor, facts.model, facts.cluster, experiment.precision, *beside)
+    if choice.executor == "jax":
+        _check_executed(experiment)
+    elif experiment.faults.line:
+        choice = dataclasses.replace(choice, line=f"{choice.line}; {experiment.faults.line}")
     tokenizer = open_tokenizer_of(experiment)
-    trace = open_trace(experiment.trace, tokenizer.encode if tokenizer else None)
+    if trace is None:
+        trace = open_trace(experiment.trace, tokenizer.encode if tokenizer else None)
     pools = pools_of(experiment, facts)
     fingerprint, real = None, []
     if choice.executor == "jax":
@@ -233,6 +241,18 @@ def prepare(experiment: Experiment) -> Replay:
         tokenizer=tokenizer,
         weights_fingerprint=fingerprint,
     )
+
+
+def _check_executed(experiment: Experiment) -> None:
+    """Refuses what only a simulation can do."""
+    if experiment.engine.keep_session_s:
+        raise ConfigError(
+            f"Engine.keep_session_s = {experiment.engine.keep_session_s}: kept KV is taken to be what the next turn "
+            "begins with, and tokens that a model really generates are not those of the trace. Use Engine.prefix_cache, "
+            "which looks at the tokens, or simulate with --executor=roofline"
+        )
+    if experiment.faults.line:
+        raise ConfigError("Faults are planted in simulated runs only: simulate with --executor=roofline")
 
 
 def simulated_twin(replay: Replay, executor: Executor, trace: Trace | None = None) -> Replay:

@@ -56,6 +56,7 @@ class StaticBatch:
         """Gives back the pages of held members; False if there are none."""
         holders = [sequence for sequence, _ in self._held.values() if sequence.pages]
         for sequence in holders:
+            memory.note_held(sequence, completed=True)
             memory.give_back(sequence)
         return bool(holders)
 

@@ -12,7 +12,7 @@ pages were reserved for are taken before anyone joins, or whoever joins gets its
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from nanoserve.engine.pages import Pool
 from nanoserve.engine.sequence import Sequence
@@ -102,17 +102,35 @@ class DecodeCohort:
           The number of steps that the pages suffice for; fewer than `steps` when the pool ran out, 0 when not all
           members can take even the next step.
         """
-        step, end = self._paged if self._paged > self.step else self.step, self.step + steps
-        while step < end:
-            begins = self._page_begins[step % self.page_tokens]
-            if begins:
-                if len(begins) > pool.free_count:
-                    break
-                for sequence in begins.values():
-                    sequence.pages.append(pool.alloc_one())
+        first, end = self._paged if self._paged > self.step else self.step, self.step + steps
+        if first >= end:
+            return steps
+        begins, size = self._page_begins, self.page_tokens
+        if first + 1 == end:
+            due = begins[first % size].values()
+        else:
+            due = [sequence for step in range(first, end) for sequence in begins[step % size].values()]
+        if due:
+            if len(due) > pool.free_count:
+                return self._reserve_some(pool, first)
+            for sequence, page in zip(due, pool.alloc(len(due)), strict=True):
+                sequence.pages.append(page)
+        self._paged = end
+        return steps
+
+    def _reserve_some(self, pool: Pool, step: int) -> int:
+        """Gives members their pages from `step` on, until the pool cannot serve all of a step."""
+        while len(begins := self._page_begins[step % self.page_tokens]) <= pool.free_count:
+            for sequence in begins.values():
+                sequence.pages.append(pool.alloc_one())
             step += 1
         self._paged = step
-        return steps if step >= end else step - self.step
+        return step - self.step
+
+    def short(self) -> tuple[Sequence, int]:
+        """Of the members that begin a page in the next step, the last to join, and how many they are."""
+        begins = self._page_begins[self.step % self.page_tokens]
+        return next(reversed(begins.values())), len(begins)
 
     def reserve_for(self, pool: Pool, late: Sequence) -> None:
         """Gives a member that joined after pages were reserved those of the same steps; there must be as many."""
@@ -133,8 +151,11 @@ class DecodeCohort:
         first = self._filling_base + self._filling * (self.step + 1) + (count - self._filling) * self.window_tokens
         return full, steps * first + self._filling * triangle
 
-    def advance(self, steps: int) -> list[Sequence]:
+    def advance(self, steps: int, gained: Mapping[int, int] | None = None) -> list[Sequence]:
         """Moves every member `steps` tokens on and removes those that have all their tokens.
+
+        Args:
+          steps: taken by all. gained: None; who gains tokens at its own pace is in another cohort (`speculating`).
 
         Returns:
           The finished members, in join order, counters written back.

@@ -41,6 +41,10 @@ class EngineConfig:
       preemption: what becomes of a victim's KV: `recompute`: it is lost; `swap`: it waits in host memory; `cheaper`:
         whichever the cost model says takes less time.
       host_pages: pages of host memory for `swap`; None means no limit. A victim that finds it full is recomputed.
+      when_full: what becomes of a request whose pages cannot be had: `wait`: it waits, or somebody is preempted;
+        `fail`: it ends, as in a service without admission control (`engine.failing`). `admission`,
+        `free_page_watermark`, `victim` and `preemption` then mean nothing.
+      keep_session_s: how long the KV of a finished turn stays for the next turn of its session (`engine.keeping`).
       draft: who guesses the next tokens of decoding sequences, to be verified in one step: `none`, `ngram` (what
         followed the last tokens where they stood before), or `model` (`Experiment.draft_model`).
       draft_tokens: most tokens guessed for one sequence in one step.
@@ -74,6 +78,8 @@ class EngineConfig:
     prefix_cache: Literal["off", "lru", "cost"] = "off"
     preemption: Literal["recompute", "swap", "cheaper"] = "recompute"
     host_pages: int | None = None
+    when_full: Literal["wait", "fail"] = "wait"
+    keep_session_s: float = 0.0
     draft: Literal["none", "ngram", "model"] = "none"
     draft_tokens: int = 4
     draft_acceptance: float | None = None
@@ -118,7 +124,7 @@ class EngineConfig:
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"Engine.{field} = {value}: must be positive and finite, or None for none")
-        for field in ("static_timeout_s", "interval_s"):
+        for field in ("static_timeout_s", "interval_s", "keep_session_s"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ConfigError(f"Engine.{field} = {getattr(self, field)}: must be at least 0 and finite")
         if not 0 < self.decodes_per_prompt < math.inf:
@@ -127,6 +133,11 @@ class EngineConfig:
             raise ConfigError(
                 f"Engine.prefix_cache = '{self.prefix_cache}' needs Engine.allocator = 'paged': a contiguous run "
                 "cannot hold pages that others hold too"
+            )
+        if self.prefix_cache != "off" and self.keep_session_s:
+            raise ConfigError(
+                f"Engine.keep_session_s = {self.keep_session_s} does not go with Engine.prefix_cache = "
+                f"'{self.prefix_cache}', which keeps what sessions wrote already. Leave one of them off"
             )
         if self.policy == "deadline" and self.deadline_s is None:
             raise ConfigError("Engine.policy = 'deadline' needs Engine.deadline_s: when first tokens are due")

@@ -86,26 +86,26 @@ class Engine:
         self.clock.start()
         while not should_stop():
             now = self.clock.now()
-            submitted = self.start(now)
-            if submitted is None:
+            plan = self._plan(now)
+            if plan is None:
                 due = self._next_start_ticks()
                 if due is None:
                     return
                 self.clock.wait_until(due)
                 continue
-            result = submitted.pending.result()
-            self.book(submitted, result, self.clock.step_done(result.duration_ticks))
-            observe(self.log.finished_count(), self.clock.now())
+            occupancy = self.scheduler.occupancy()
+            result = self.executor.submit(plan).result()
+            end = self.clock.step_done(result.duration_ticks)
+            self._book(plan, occupancy, result, now, end)
+            observe(self.log.finished_count(), end)
         self.abort_all(self.clock.now(), "the run was stopped")
 
     def start(self, now: int) -> Submitted | None:
         """Takes what arrived by now, plans and submits; None when there is nothing to run. `book` comes next."""
-        self._take_arrivals(now)
-        scheduler = self.scheduler
-        plan = scheduler.plan(now, lambda counts: self._steps_before_next_event(counts, now))
+        plan = self._plan(now)
         if plan is None:
             return None
-        occupancy = scheduler.occupancy()
+        occupancy = self.scheduler.occupancy()
         return Submitted(plan, self.executor.submit(plan), now, occupancy)
 
     def add(self, row: int, arrival_ticks: int, now: int) -> None:
@@ -119,12 +119,7 @@ class Engine:
         Args:
           submitted: what `start` returned. result: of its pending. end: when the plan was over.
         """
-        plan, start = submitted.plan, submitted.start_ticks
-        if result.duration_ticks != end - start:
-            result = _with_planning(result, end - start, plan.horizon)
-        self.log.planned(plan, result, start, submitted.occupancy)
-        for index in self.scheduler.apply(plan, result, start, end):
-            self._left(index, end)
+        self._book(submitted.plan, submitted.occupancy, result, submitted.start_ticks, end)
 
     def seen_ticks(self, due: int) -> int:
         """When a request that is there at `due` is taken: at once, or at the next interval while something runs."""
@@ -146,6 +141,27 @@ class Engine:
         """Ends every request that is in the engine."""
         for index in sorted(self.scheduler.sequences):
             self.abort(index, now, detail)
+
+    def _plan(self, now: int) -> Plan | None:
+        """Takes what arrived by now, and plans; again, where all who would have run had no memory."""
+        scheduler = self.scheduler
+        while True:
+            self._take_arrivals(now)
+            plan = scheduler.plan(now, lambda counts: self._steps_before_next_event(counts, now))
+            if not scheduler.failed:
+                return plan
+            for index in scheduler.take_failed(now):
+                self._left(index, now)
+            if plan is not None:
+                return plan
+
+    def _book(self, plan: Plan, occupancy: Occupancy, result: StepResult, start: int, end: int) -> None:
+        """Logs and applies a plan that ran from `start` to `end`."""
+        if result.duration_ticks != end - start:
+            result = _with_planning(result, end - start, plan.horizon)
+        self.log.planned(plan, result, start, occupancy)
+        for index in self.scheduler.apply(plan, result, start, end):
+            self._left(index, end)
 
     def _take_arrivals(self, now: int) -> None:
         known = now if self._interval_ticks is None else self._known_at(now)

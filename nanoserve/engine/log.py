@@ -44,7 +44,7 @@ _counts_of = attrgetter(*_PACKED_COUNTS)
 _KINDS = tuple(Kind)
 _KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _EVENT = struct.Struct("<qbi")  # nanoseconds, event, request
-_MOVED = {MoveKind.OUT: "swapped_out", MoveKind.IN: "swapped_in", MoveKind.RECEIVE: "received"}
+_MOVED = {MoveKind.OUT: "swapped_out", MoveKind.IN: "swapped_in", MoveKind.RECEIVE: "received", MoveKind.COPY: "copied"}
 _EVENTS = (
     *("sent", "admitted", "readmitted", "first_token", "preempted", *(reason.value for reason in FinishReason)),
     *("handed_over", *_MOVED.values()),
@@ -57,7 +57,10 @@ _TIMES = {
     **dict.fromkeys(("arrival_s", "sent_s", "admitted_s", "first_token_s", "finish_s"), math.nan),
     "max_stall_s": 0,
 }
-_NUMBERS = ("client", "prompt_tokens", "output_tokens", "max_output_tokens", "preemptions", "cached_tokens")
+_NUMBERS = (
+    *("client", "prompt_tokens", "output_tokens", "max_output_tokens", "preemptions", "cached_tokens"),
+    *("allocated_pages", "kv_tokens"),
+)
 # What is 0 in nearly every plan, or in all of them where a knob is off, is kept as (plan, number).
 _SPARSE = (
     *("prefix_lookup_tokens", "prefix_hit_tokens", *_DRAFT_COUNTS, "accepted_tokens"),
@@ -159,6 +162,11 @@ class RunLog:
             self._details[index] = detail
             self._event_details[len(self._events) // _EVENT.size] = detail
         self._event(ticks, reason, index)
+
+    def held(self, index: int, pages: int, kv_tokens: int) -> None:
+        """A request that left held so many pages at most, and had written so many KV positions in them."""
+        self._numbers["allocated_pages"][index] = pages
+        self._numbers["kv_tokens"][index] = kv_tokens
 
     def finished_count(self) -> int:
         """Requests that left, for whatever reason."""

@@ -2,7 +2,8 @@
 
 The scheduler decides who runs; this object owns what it costs in memory. Its verbs come in pairs: `pages_to_start` and
 `start` when a sequence is admitted, `grow` while its prompt is written, `set_aside` and `forget` for KV that is kept on
-the host, `give_back` when its pages are let go. With a prefix cache, `start` begins with the pages that are found, and
+the host, `give_back` when its pages are let go, `retire` when a request leaves for good: then pages may be kept for the
+next turn of its session (`keeping`). With a prefix cache, `start` begins with the pages that are found, and
 `learn` says what others may find.
 
 The last token of a prompt is never served from the cache: something has to be computed for a token to be sampled from.
@@ -11,6 +12,10 @@ A page that is found is full, so nobody writes to it again, and whoever shares i
 Moves gather here until the plan takes them. A sequence that was just admitted and must give way in the same plan has
 nothing on the device yet: its move is called off, and its KV stays where it was.
 
+A contiguous run that was kept and is too short for the next turn grows in place where there is room behind it. Where
+there is none, a new run is taken and the KV is copied to it: each byte is read and written once on the device, which
+takes less time than computing it again, and is a move of its own kind.
+
 Next: `pages`, `runs` and `prefix`, the three pools; `scheduler`, which drives this.
 """
 
@@ -18,6 +23,8 @@ import dataclasses
 from collections.abc import Callable
 
 from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.faults import Leak, Leaking
+from nanoserve.engine.keeping import Kept, KeptSessions
 from nanoserve.engine.pages import PagePool
 from nanoserve.engine.prefix import CachedPagePool, PageCost, PageKeys, eviction
 from nanoserve.engine.runs import RunPool
@@ -35,11 +42,13 @@ class KvFacts:
       page_cost: what pages cost to compute again, for eviction by cost.
       swap_is_cheaper: tokens -> whether bringing their KV to the host and back takes less time than computing it again,
         for `preemption = 'cheaper'`.
+      leak: how pages leak, where a fault is planted.
     """
 
     page_keys: PageKeys | None = None
     page_cost: PageCost | None = None
     swap_is_cheaper: Callable[[int], bool] | None = None
+    leak: Leak | None = None
 
 
 NOTHING_KNOWN = KvFacts()
@@ -66,6 +75,7 @@ class KvMemory:
         self.paged, self._cache = _pools(config, num_pages, facts.page_cost)
         self.caches = self._cache is not None
         self.pool: PagePool | CachedPagePool | RunPool = self.paged or RunPool(num_pages)
+        self._runs = self.pool if isinstance(self.pool, RunPool) else None
         self.keep_free(config.free_page_watermark)
         self._swaps = config.preemption != "recompute" and self.paged is not None
         self._swap_is_cheaper = None
@@ -74,6 +84,9 @@ class KvMemory:
         self._host_pages = config.host_pages
         self.host_pages_used = 0
         self.moves: list[Move] = []  # of the plan that is being made
+        self._fails = config.when_full == "fail"
+        self.kept = KeptSessions(config.keep_session_s, self.pool) if config.keep_session_s else None
+        self.leaking = None if facts.leak is None else Leaking(facts.leak)
 
     def keep_free(self, share: float) -> None:
         """Sets the share of the pool that admission keeps free, from now on."""
@@ -98,38 +111,72 @@ class KvMemory:
 
     def pages_to_start(self, sequence: Sequence) -> int:
         """How many of the free pages a sequence takes until it has written its prompt, or all that it had."""
-        if self.paged is None:
-            return self.worst_case_pages(sequence.request)
+        kept = None if self.kept is None else self._kept_for(sequence)
+        if self._runs is not None:
+            pages = self.worst_case_pages(sequence.request)
+            in_place = kept is not None and pages - len(kept.pages) <= self._runs.room_after(kept.pages)
+            return 0 if in_place else pages
         if sequence.returns is not None:
             return pages_for(max(sequence.prefill_target, sequence.kv_tokens + 1), self.page_tokens)
         pages = pages_for(sequence.prefill_target, self.page_tokens)
+        if kept is not None:
+            pages -= len(kept.pages)
         return pages if self._cache is None else pages - self._cache.held(self._found(sequence))
+
+    def make_room(self, wanted_by: Sequence | None = None) -> bool:
+        """Drops the session that was kept for longest, where the config lets nobody fail for those.
+
+        Args:
+          wanted_by: who is to start. What is kept for it stays while there is anything else; in pages that are given
+            one by one it stays in any case, because it needs as many without.
+
+        Returns:
+          Whether one was dropped.
+        """
+        if self.kept is None or self._fails:
+            return False
+        own = None if wanted_by is None else self._kept_for(wanted_by)
+        if self.kept.drop_oldest(but=own):
+            return True
+        if own is None or self._runs is None:
+            return False
+        self.kept.drop(own)
+        return True
 
     def start(self, sequence: Sequence) -> int | None:
         """Gives an admitted sequence the pages that are found for it, those its KV returns to, or its whole run.
 
+        Where nobody waits for memory it takes all pages of its prompt at once.
+
         Returns:
-          The tokens that the prefix cache had of it; None where none was asked.
+          The tokens that the prefix cache, or its session, had of it; None where none was asked.
         """
-        if self.paged is None:
-            sequence.pages = self.pool.alloc(self.worst_case_pages(sequence.request))
+        found = None
+        if self.kept is not None and sequence.returns is None and sequence.request.session is not None:
+            found = self._go_on(self.kept, sequence)
+        if self._runs is not None:
+            self._take_run(self._runs, sequence)
         if sequence.returns is not None:
             self._bring_back(sequence, sequence.returns)
         elif self._cache is not None:
             sequence.pages = self._found(sequence)
             self._cache.share(sequence.pages)
             sequence.known_pages = len(sequence.pages)
-            sequence.kv_tokens = sequence.known_pages * self.page_tokens
-            return sequence.kv_tokens
-        return None
+            found = sequence.kv_tokens = sequence.known_pages * self.page_tokens
+        if self._fails and self.paged is not None:
+            missing = pages_for(sequence.prefill_target, self.page_tokens) - len(sequence.pages)
+            sequence.pages += self.paged.alloc(missing)
+        return found
 
     def grow(self, sequence: Sequence, tokens: int) -> int:
         """Gives a sequence the pages for `tokens` more positions, as far as there are any; returns the positions."""
         past, pages = sequence.kv_tokens, sequence.pages
-        missing = pages_for(past + tokens, self.page_tokens) - len(pages)
+        missing = -(-(past + tokens) // self.page_tokens) - len(pages)
         if missing <= 0:
             return tokens if tokens > 0 else 0
         free = self.pool.free_count
+        while missing > free and self.make_room():
+            free = self.pool.free_count
         if missing > free:
             missing = free
             tokens = (len(pages) + missing) * self.page_tokens - past
@@ -158,6 +205,36 @@ class KvMemory:
         self.pool.free(sequence.pages)
         sequence.pages = []
 
+    def note_held(self, sequence: Sequence, *, completed: bool) -> None:
+        """Writes down, for its record, what a sequence has that is about to let go of it, if it never had more.
+
+        Args:
+          sequence: its counters are up to date.
+          completed: it has all its tokens; pages that were reserved for steps after its stop token do not count, so
+            that its record does not depend on how steps are gathered into plans.
+        """
+        held, tokens = len(sequence.pages), sequence.valid_tokens
+        if completed and self.paged is not None:
+            held = min(held, pages_for(tokens, self.page_tokens))
+        if held and held >= sequence.most_pages:
+            sequence.most_pages, sequence.written_tokens = held, tokens
+
+    def retire(self, sequence: Sequence, ticks: int, *, completed: bool) -> None:
+        """Lets go of what a request has that leaves, on the device and on the host.
+
+        Args:
+          sequence: its counters are up to date. ticks: when it left.
+          completed: it has all its tokens, so its session may go on.
+        """
+        self.note_held(sequence, completed=completed)
+        if self.moves:  # it ends in the plan that is being made
+            self.moves = [move for move in self.moves if move.index != sequence.index]
+        if self.leaking is None and self.kept is None:
+            self.give_back(sequence)
+        else:
+            self._let_go(sequence, ticks, completed)
+        self.forget(sequence)
+
     # ---- KV that is kept elsewhere ----
 
     def set_aside(self, victim: Sequence) -> bool:
@@ -166,6 +243,7 @@ class KvMemory:
         Returns:
           Whether it is kept; the victim then needs no recomputing.
         """
+        self.note_held(victim, completed=False)
         if self._called_off(victim):
             return True
         tokens, pages = victim.kv_tokens, pages_for(victim.kv_tokens, self.page_tokens)
@@ -207,6 +285,58 @@ class KvMemory:
                     self.host_pages_used += len(move.pages)
                 return True
         return False
+
+    def _kept_for(self, sequence: Sequence) -> Kept | None:
+        """What is kept of a sequence's session, if it would begin with it."""
+        return None if self.kept is None or sequence.returns is not None else self.kept.find(sequence.request)
+
+    def _go_on(self, kept: KeptSessions, sequence: Sequence) -> int:
+        """Begins where the session's last turn ended, if that is known still; returns the tokens."""
+        entry = kept.find(sequence.request)
+        if entry is not None:
+            sequence.pages, sequence.kv_tokens = kept.take(entry), entry.tokens
+        return sequence.kv_tokens
+
+    def _take_run(self, runs: RunPool, sequence: Sequence) -> None:
+        """Sees to it that a sequence has one run for all that it may need."""
+        held, count = sequence.pages, self.worst_case_pages(sequence.request)
+        missing = count - len(held)
+        if held and missing <= runs.room_after(held):
+            if missing > 0:
+                runs.extend(held, missing)
+            return
+        sequence.pages, tokens = runs.alloc(count), sequence.kv_tokens
+        if held:
+            source, pages = (tuple(run[: pages_for(tokens, self.page_tokens)]) for run in (held, sequence.pages))
+            self.moves.append(Move(MoveKind.COPY, sequence.index, sequence.slot, pages, tokens, source))
+            runs.free(held)
+
+    def _let_go(self, sequence: Sequence, ticks: int, completed: bool) -> None:
+        """Gives back the pages of a request that leaves, but for those that leak and those that are kept."""
+        if self.leaking is not None and sequence.pages:
+            self._lose(self.leaking, sequence)
+        session, pages = sequence.request.session, sequence.pages
+        tokens = min(sequence.valid_tokens, len(pages) * self.page_tokens)
+        if self.kept is not None and completed and session is not None and tokens:
+            if self.paged is not None:
+                needed = pages_for(tokens, self.page_tokens)
+                self.paged.free(pages[needed:])
+                del pages[needed:]
+            self.kept.keep(session, pages, tokens, ticks)
+            sequence.pages = []
+        self.give_back(sequence)
+
+    def _lose(self, leaking: Leaking, sequence: Sequence) -> None:
+        """Takes pages from a sequence's end, where nobody else holds them, that are never given back."""
+        pages = sequence.pages
+        left = len(pages) - min(leaking.due(), len(pages))
+        if self.paged is not None:
+            while any(self.paged.holders(page) > 1 for page in pages[left:]):
+                left += 1
+        elif self._runs is not None:
+            self._runs.split(pages, left)
+        leaking.lost_pages += len(pages) - left
+        del pages[left:]
 
     def _found(self, sequence: Sequence) -> list[int]:
         """Pages whose content a sequence begins with, without the last token of what it has to write."""

@@ -33,18 +33,20 @@ STEP_COLUMNS: dict[str, str] = {
     "running": "sequences admitted and unfinished",
     "stalled_seqs": "sequences that decode and are left out, because the step only prefills",
     "waiting": "requests in the queue",
-    "pages_used": "pages held when the plan's last step ends, before finished sequences leave",
+    "pages_used": "pages held when the plan's last step ends, before finished sequences leave; kept sessions included",
     "pages_total": "pages in the pool",
     "largest_free_run": "pages that one request could still be given then: all free ones when paged, the longest free "
     "run when contiguous; the other free ones are lost to external fragmentation",
     "kv_tokens_held": "KV positions written in those pages at that moment; the rest of the pages is internal "
     "fragmentation",
     "preemptions": "sequences preempted while planning it",
-    "prefix_lookup_tokens": "tokens to prefill of the sequences admitted by it, where there is a prefix cache",
-    "prefix_hit_tokens": "those of them whose KV the prefix cache had",
+    "prefix_lookup_tokens": "tokens to prefill of the sequences admitted by it, where there is a prefix cache or "
+    "sessions are kept",
+    "prefix_hit_tokens": "those of them whose KV was there",
     "swapped_out_tokens": "KV positions moved to the host before its first step",
     "swapped_in_tokens": "KV positions moved back from the host",
     "received_tokens": "KV positions taken over from another engine",
+    "copied_tokens": "KV positions copied to another run of pages, whose session had outgrown its own",
 }
 
 COST_COLUMNS: dict[str, str] = {
@@ -80,10 +82,13 @@ REQUEST_COLUMNS: dict[str, str] = {
     "prompt_tokens": "prompt length",
     "output_tokens": "tokens generated",
     "max_output_tokens": "tokens asked for",
-    "finish_reason": "length, stop, aborted, refused, timed_out",
-    "detail": "why it was refused, timed out or aborted; empty otherwise",
+    "finish_reason": "length, stop, aborted, refused, timed_out, out_of_memory",
+    "detail": "why it was refused, timed out, aborted or without memory; empty otherwise",
     "preemptions": "times it was preempted",
-    "cached_tokens": "prompt tokens that the prefix cache had when it was first admitted",
+    "cached_tokens": "prompt tokens whose KV the prefix cache, or its session, had when it was first admitted",
+    "allocated_pages": "most pages that it held at once in the engine that it left, without those that were reserved "
+    "for steps after its stop token",
+    "kv_tokens": "KV positions written in them when it let go of them",
     "max_stall_s": "longest gap between two of its output tokens across a preemption; 0 if never preempted",
 }
 

@@ -60,6 +60,36 @@ class RunPool:
         self._given[start] = count
         return list(range(start, start + count))
 
+    def room_after(self, pages: Sequence[int]) -> int:
+        """Free pages right behind a run in use."""
+        place = bisect.bisect_left(self._starts, pages[-1] + 1)
+        return self._lengths[place] if place < len(self._starts) and self._starts[place] == pages[-1] + 1 else 0
+
+    def extend(self, pages: list[int], count: int) -> None:
+        """Makes a run in use longer, in place.
+
+        Raises:
+          PageAccountingError: the room behind it does not suffice; callers check `room_after` first.
+        """
+        end = pages[-1] + 1
+        if count > self.room_after(pages):
+            raise PageAccountingError(f"asked for {count} pages behind page {end - 1}; {self.room_after(pages)} are free")
+        place = bisect.bisect_left(self._starts, end)
+        if self._lengths[place] == count:
+            del self._starts[place], self._lengths[place]
+        else:
+            self._starts[place] += count
+            self._lengths[place] -= count
+        self._given[pages[0]] += count
+        pages += range(end, end + count)
+
+    def split(self, pages: Sequence[int], count: int) -> None:
+        """Makes two runs in use of one, the first of them `count` pages long."""
+        whole = self._given.pop(pages[0])
+        for start, length in ((pages[0], count), (pages[0] + count, whole - count)):
+            if length:
+                self._given[start] = length
+
     def free(self, pages: Sequence[int]) -> None:
         """Takes back a run as it was given, and joins it to its free neighbours.
 

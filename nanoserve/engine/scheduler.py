@@ -3,7 +3,8 @@
 By default batching is continuous and mixed. One step holds every decoding sequence (one token each) and, under the
 token budget, prompt chunks of sequences that are still prefilling, oldest first; then the head of the queue is admitted
 while slots, pages and budget last. When a decoding sequence cannot get its next page, the youngest sequence is
-preempted: it loses its pages and goes back to the queue, to be recomputed or swapped back. Who is next, who gives way
+preempted: it loses its pages and goes back to the queue, to be recomputed or swapped back; or, where nobody waits for
+memory, a request ends (`failing`). Who is next, who gives way
 and who may come in are functions of `policy`; `EngineConfig.batching` keeps chunks and decoding apart
 (`prefill_first`), or gathers batches as well (`static`, see `batching`). What pages hold, and whether they are found
 again, is the business of `memory`. There is no clock and no randomness in here: `now_ticks` is an argument.
@@ -27,6 +28,7 @@ from nanoserve.engine.chunking import adaptive_chunk_tokens, most_chunk_tokens
 from nanoserve.engine.composing import Composition
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.deadlines import Deadlines
+from nanoserve.engine.failing import evidence
 from nanoserve.engine.log import Occupancy, RunLog
 from nanoserve.engine.memory import NOTHING_KNOWN, KvFacts, KvMemory
 from nanoserve.engine.queue import queue_for
@@ -39,6 +41,8 @@ from nanoserve.roofline.counts import StepCounts
 from nanoserve.specs.errors import ConfigError
 
 StepsBefore = Callable[[StepCounts], int]
+
+_COMPLETED = (FinishReason.LENGTH, FinishReason.STOP)
 
 
 class Scheduler:
@@ -80,7 +84,9 @@ class Scheduler:
         self.prefilling: list[Sequence] = []
         self.sequences: dict[int, Sequence] = {}  # every request in the engine
         self.handed: dict[int, Sequence] = {}  # requests that left for another engine, which has not fetched their KV
+        self.failed: list[int] = []  # requests that ended in the plan that is being made, because memory was full
         self.steps_planned = 0
+        self._fails = config.when_full == "fail"
         self._adopt(config)
         self._mixes = config.batching == "mixed"
         self._batch = StaticBatch(config) if config.batching == "static" else None
@@ -99,7 +105,7 @@ class Scheduler:
         self._views = Views(config, self.cohort, self.sequences, steady=order.steady)
         self.waiting = queue_for(order, self._views)
         self._choose_victim = policy.victim(config.victim)
-        self._admits = policy.admission(config.admission)
+        self._admits = policy.full_prompt if self._fails else policy.admission(config.admission)
         self._chunk_tokens = most_chunk_tokens(config)
         self._adapts = config.chunking == "adaptive"
 
@@ -169,6 +175,15 @@ class Scheduler:
             expired.append(sequence.index)
         return expired if self._batch is None else expired + self._end_batch(self._batch, now_ticks)
 
+    def take_failed(self, now_ticks: int) -> list[int]:
+        """Requests that ended while the last plan was made, and a static batch of which nobody is left.
+
+        Returns:
+          Indices of the requests that left, each told once.
+        """
+        failed, self.failed = self.failed, []
+        return failed if self._batch is None else failed + self._end_batch(self._batch, now_ticks)
+
     def next_deadline_ticks(self) -> int | None:
         """When the next request that is still here times out."""
         return self._deadlines.next_ticks()
@@ -197,6 +212,8 @@ class Scheduler:
             kv_tokens += sequence.kv_tokens
         if self.memory.caches:
             kv_tokens -= self.memory.repeated_tokens
+        if self.memory.kept is not None:
+            kv_tokens += self.memory.kept.tokens
         if self.handed:
             kv_tokens += sum(sequence.kv_tokens for sequence in self.handed.values())
         if self._batch is not None:
@@ -221,22 +238,18 @@ class Scheduler:
         """
         if not self.sequences:
             return None
-        step = self._step
-        step.chunks = []
-        if self._mixes:
-            if self.cohort.members and self._paged is not None and not self.cohort.reserve(self._paged, 1):
-                self._make_room(now_ticks)
-            if self.prefilling or self.waiting:
-                self._plan_chunks(now_ticks)
-        elif not self._plan_apart(now_ticks):
-            return None
-        moves = self.memory.take_moves() if self.memory.moves else ()
-        if not step.chunks and not self.cohort.members:
-            return None
-        counts = step.counts(1)
-        horizon = 1 if step.chunks or moves else self._horizon(now_ticks, steps_before, counts)
-        if horizon > 1:
-            counts = step.counts(horizon)
+        step, memory = self._step, self.memory
+        if memory.kept is not None:
+            memory.kept.expire(now_ticks)
+        while not self._compose(now_ticks):
+            if not self._end_hopeless(now_ticks) or not self.sequences:
+                return None
+        moves = memory.take_moves() if memory.moves else ()
+        counts, horizon = step.counts(1), 1
+        if not step.chunks and not moves and not self.failed:  # who failed may send another request at once
+            horizon = self._horizon(now_ticks, steps_before, counts)
+            if horizon > 1:
+                counts = step.counts(horizon)
         plan = Plan(self.steps_planned, step.kind(), horizon, counts, step.rows, 0, moves)
         if self._speculating is not None and step.decodes:
             plan.counts = self._speculating.with_drafts(plan.counts)
@@ -256,11 +269,14 @@ class Scheduler:
         """
         if self._back and self._step.decodes:
             self._end_stalls(start_ticks + result.ticks_after(1, plan.horizon))
-        finished, stopped = self._gain(plan, result) if self._step.decodes else [], result.stopped
+        finished = self.cohort.advance(plan.horizon, result.gained) if self._step.decodes else []
+        stopped = result.stopped
         if self._step.chunks:
             finished += self._apply_chunks(stopped, end_ticks)
             if not self._steady:
                 self._views.prefilled(plan.counts.prefill_tokens, result.duration_ticks)
+        if not finished and not stopped and self._batch is None:
+            return []
         for index in stopped:
             sequence = self.sequences[index]
             if sequence.join:
@@ -284,6 +300,19 @@ class Scheduler:
 
     # ---- parts of a decision ----
 
+    def _compose(self, now_ticks: int) -> bool:
+        """Decides who takes part in the next step; False where nobody does."""
+        cohort = self.cohort
+        self._step.chunks = []
+        if self._mixes:
+            if cohort.members and self._paged is not None and not cohort.reserve(self._paged, 1):
+                self._make_room(now_ticks)
+            if self.prefilling or self.waiting:
+                self._plan_chunks(now_ticks)
+        elif not self._plan_apart(now_ticks):
+            return False
+        return bool(self._step.chunks or cohort.members)
+
     def _plan_apart(self, now_ticks: int) -> bool:
         """Plans chunks, or decoding where there are none; False while a static batch is being gathered."""
         batch = self._batch
@@ -294,8 +323,9 @@ class Scheduler:
         if self._step.chunks:
             return True
         self._make_room(now_ticks)
-        if not self.cohort.members:  # all were preempted for the prompt that could not go on
-            self._plan_chunks(now_ticks)
+        if not self.cohort.members:  # all were preempted for the prompt that could not go on, or failed
+            if self.prefilling or self.waiting:
+                self._plan_chunks(now_ticks)
             return True
         self._step.decodes = True
         if batch is not None:
@@ -306,7 +336,13 @@ class Scheduler:
         """Sees to it that every decoding sequence has the pages of its next step, at the cost of whoever gives way."""
         cohort, batch = self.cohort, self._batch
         while cohort.members and self._paged is not None and not cohort.reserve(self._paged, 1):
-            if batch is None or not batch.give_up_pages(self.memory):
+            if self._fails:
+                self._fail(*cohort.short(), now_ticks)
+            elif self.memory.make_room() or (batch is not None and batch.give_up_pages(self.memory)):
+                continue
+            elif self.memory.leaking and len(cohort.members) + len(self.prefilling) == 1:  # else it fits alone
+                self._fail(*cohort.short(), now_ticks)
+            else:
                 self._preempt(self._victim(now_ticks), now_ticks)
 
     def _victim(self, now_ticks: int) -> Sequence:
@@ -330,7 +366,12 @@ class Scheduler:
             budget -= self._grant(sequence, budget)
         while waiting and budget > 0:
             head = waiting.head(now_ticks)
-            if not self._can_admit(head) or (head.returns and budget + spare < self._row_tokens):
+            if not self._can_admit(head):
+                if not self._fails or not self._has_place():
+                    break
+                self._fail(head, self.memory.pages_to_start(head), now_ticks)
+                continue
+            if head.returns and budget + spare < self._row_tokens:
                 break
             self._admit(head, now_ticks)
             budget -= self._row_tokens if head.join else self._grant(head, budget)
@@ -343,9 +384,20 @@ class Scheduler:
             self._step.chunks.append((sequence, past, tokens))
         return tokens
 
+    def _has_place(self) -> bool:
+        """Whether somebody may be admitted, memory apart."""
+        return bool(self._free_slots) and (self._batch is None or self._batch.places > 0)
+
     def _can_admit(self, sequence: Sequence) -> bool:
-        if not self._free_slots or (self._batch is not None and not self._batch.places):
+        """Whether a sequence may be admitted; sessions are dropped for it if that is what it takes."""
+        if not self._has_place():
             return False
+        fits = self._fits(sequence)
+        while not fits and self.memory.make_room(sequence):
+            fits = self._fits(sequence)
+        return fits
+
+    def _fits(self, sequence: Sequence) -> bool:
         need, free = self.memory.pages_to_start(sequence), self.pool.largest_free_run
         if need > free or self._paged is None:
             return need <= free
@@ -366,6 +418,23 @@ class Scheduler:
             self.prefilling.append(sequence)
         else:
             self._rejoin(sequence)
+
+    def _fail(self, sequence: Sequence, pages: int, now_ticks: int) -> None:
+        """Ends a request that asks for pages that cannot be had."""
+        holders = (*self.sequences.values(), *self.handed.values())
+        detail = evidence(pages, self.memory, holders)
+        if self._batch is not None and sequence.slot < 0:
+            self._batch.places -= 1  # it was somebody's, and the batch does not wait for another
+        self.abort(sequence.index, now_ticks, detail, FinishReason.OUT_OF_MEMORY)
+        self.failed.append(sequence.index)
+
+    def _end_hopeless(self, now_ticks: int) -> bool:
+        """Ends a request that cannot go on though nobody else runs, because too many pages leaked; False if none is."""
+        if self.memory.leaking is None or not (self.prefilling or (self.waiting and self._has_place())):
+            return False
+        hopeless = self.prefilling[0] if self.prefilling else self.waiting.head(now_ticks)
+        self._fail(hopeless, self.memory.pages_to_start(hopeless), now_ticks)
+        return True
 
     def _rejoin(self, sequence: Sequence) -> None:
         """A sequence whose KV came back decodes on, in this very step if the others do."""
@@ -414,13 +483,6 @@ class Scheduler:
         return self._can_admit(self.waiting.head(now_ticks))  # a preemption made room after chunks were planned
 
     # ---- parts of booking ----
-
-    def _gain(self, plan: Plan, result: StepResult) -> list[Sequence]:
-        """Gives every decoding sequence its tokens; returns those that have all of theirs."""
-        cohort = self.cohort
-        if isinstance(cohort, SpeculatingCohort):
-            return cohort.gain(result.gained or dict.fromkeys(cohort.members, 1))
-        return cohort.advance(plan.horizon)
 
     def _apply_chunks(self, stopped: Mapping[int, int], end_ticks: int) -> list[Sequence]:
         """Books the chunks that ran; returns the sequences that their first token finished."""
@@ -474,11 +536,12 @@ class Scheduler:
         return [sequence.index for sequence, _ in ended]
 
     def _finish(self, sequence: Sequence, ticks: int, reason: FinishReason, detail: str = "") -> None:
-        self._vacate(sequence)
-        self.memory.forget(sequence)
+        self.memory.retire(sequence, ticks, completed=reason in _COMPLETED)
+        self._free_slot(sequence)
         if not self._steady:
             self._views.left(sequence)
         del self.sequences[sequence.index]
+        self._log.held(sequence.index, sequence.most_pages, sequence.written_tokens)
         self._log.finished(
             sequence.index, ticks, reason, sequence.generated, detail, sequence.preemptions, sequence.max_stall_ticks
         )

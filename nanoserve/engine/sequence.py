@@ -23,6 +23,7 @@ class Sequence:
       join: which membership in the cohort is current, 0 when not decoding.
       joined_step: the cohort's step when it joined.
       preemptions, last_token_ticks, max_stall_ticks: for its record.
+      most_pages: pages held when it let go of the most. written_tokens: KV positions that were written in them.
     """
 
     request: Request
@@ -39,9 +40,16 @@ class Sequence:
     preemptions: int = 0
     last_token_ticks: int = -1
     max_stall_ticks: int = 0
+    most_pages: int = 0
+    written_tokens: int = 0
 
     def __post_init__(self):
         self.index = self.request.index
+
+    @property
+    def valid_tokens(self) -> int:
+        """KV positions that are its own, its counters being up to date: not what was written after a stop token."""
+        return min(self.kv_tokens, self.request.prompt_tokens + self.generated - (self.generated > 0))
 
 
 def pages_for(tokens: int, page_tokens: int) -> int:

@@ -95,6 +95,11 @@ class SpeculatingCohort:
             sequence.pages += pool.alloc(min(wanted, pool.free_count))
         return steps
 
+    def short(self) -> tuple[Sequence, int]:
+        """Of the members that lack the page of their next token, the last to join, and the pages that all lack."""
+        missing = [(sequence, count) for sequence in self if (count := self._missing(sequence, 1))]
+        return missing[-1][0], sum(count for _, count in missing)
+
     def reserve_for(self, pool: Pool, late: Sequence) -> None:
         """Gives a member that joined after pages were reserved the page of its next token; there must be one."""
         late.pages += pool.alloc(self._missing(late, 1))
@@ -113,15 +118,16 @@ class SpeculatingCohort:
         rows = ((sequence.kv_tokens, 1 + self.drafts_of(sequence)) for sequence in self)
         return with_drafts(counts, rows, self.window_tokens)
 
-    def gain(self, gained: Mapping[int, int]) -> list[Sequence]:
+    def advance(self, steps: int, gained: Mapping[int, int] | None) -> list[Sequence]:
         """Books what a step gained and removes the members that have all their tokens.
 
         Args:
-          gained: request index -> tokens, of every member; at least 1 each.
+          steps: 1. gained: request index -> tokens, of every member, at least 1 each; None: 1 each.
 
         Returns:
           The finished members, in join order.
         """
+        gained = gained or dict.fromkeys(self.members, 1)
         finished = []
         for sequence in tuple(self):
             tokens = gained[sequence.index]

@@ -44,11 +44,12 @@ class Kind(enum.StrEnum):
 
 
 class MoveKind(enum.StrEnum):
-    """Where KV goes that a plan moves: to the host, back from it, or here from another engine."""
+    """Where KV goes that a plan moves: to the host, back from it, here from another engine, or to other pages."""
 
     OUT = "out"
     IN = "in"
     RECEIVE = "receive"
+    COPY = "copy"
 
 
 class FinishReason(enum.StrEnum):
@@ -59,6 +60,7 @@ class FinishReason(enum.StrEnum):
     ABORTED = "aborted"
     REFUSED = "refused"
     TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -127,6 +129,7 @@ class Move:
         it comes; the sequence's newest token belongs there again after a move to the device.
       pages: page ids in position order, from which or into which `tokens` KV positions are copied.
       tokens: KV positions.
+      source: of a copy, the pages from which it is made; they may be another's from the next move on.
     """
 
     kind: MoveKind
@@ -134,6 +137,7 @@ class Move:
     slot: int
     pages: Sequence[int]
     tokens: int
+    source: Sequence[int] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -184,6 +188,14 @@ class StepResult:
     executed_kv_tokens: int | None = None
     gained: Mapping[int, int] | None = None
     ran: StepCounts | None = None
+
+    def result(self) -> "StepResult":
+        """Itself: what is known as soon as a plan is submitted is its own `Pending`."""
+        return self
+
+    def ready(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def accepted_tokens(self) -> int:

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from nanoserve.engine.chunking import most_chunk_tokens
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.types import TICKS_PER_S, MoveKind, Plan, StepResult, to_ticks
-from nanoserve.executors.known import Known
 from nanoserve.roofline.calibration import Calibration
 from nanoserve.roofline.counts import StepCounts
 from nanoserve.roofline.pricing import PlanPricer, Pricer
-from nanoserve.roofline.transfer import swap_seconds
+from nanoserve.roofline.transfer import copy_seconds, swap_seconds
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec
 
 Padded = Callable[[Plan], StepCounts]
 """A plan -> what goes through the layers, padding included."""
+
+_SWAPS = (MoveKind.OUT, MoveKind.IN)
 
 
 def one_shape(config: EngineConfig) -> Padded:
@@ -53,6 +54,7 @@ class RooflineExecutor:
         calibration: Calibration,
         pricer: PlanPricer | None = None,
         padded: Padded | None = None,
+        slower: float = 1.0,
     ):
         """Takes the pricer, or makes the one of the operation model.
 
@@ -60,16 +62,20 @@ class RooflineExecutor:
           model, cluster, precision, calibration: what is priced, and with which constants.
           pricer: another way to price plans, in ticks of `TICKS_PER_S`.
           padded: what goes through the layers besides, where it is more than `Plan.padding_rows`.
+          slower: how many times longer everything takes; a given pricer has that in its ticks already, because only
+            whole prices keep k steps equal to k single ones.
 
         Raises:
           ConfigError: unknown dtype or mesh axis.
         """
-        self.pricer = pricer or Pricer(model, cluster, precision, calibration, ticks_per_s=TICKS_PER_S)
+        self.pricer = pricer or Pricer(model, cluster, precision, calibration, ticks_per_s=round(TICKS_PER_S * slower))
         self._window_tokens = model.sliding_window_tokens
-        self._padded = padded or _with_padding_rows
+        self._padded, self._always_padded = padded or _with_padding_rows, padded is not None
+        self._slower = slower
         self._swap_seconds = functools.partial(swap_seconds, model, cluster, precision)
+        self._copy_seconds = functools.partial(copy_seconds, model, cluster, precision)
 
-    def submit(self, plan: Plan) -> Known:
+    def submit(self, plan: Plan) -> StepResult:
         """Prices a plan. KV that comes from another engine is there: its way was priced where it was sent.
 
         Raises:
@@ -79,9 +85,9 @@ class RooflineExecutor:
         duration = pricer.plan_ticks(counts)
         first = duration if plan.horizon == 1 else pricer.first_step_ticks(counts, self._growth(plan))
         result = StepResult(duration, first, host_ticks=pricer.host_ticks(counts))
-        if plan.padding_rows or self._padded is not _with_padding_rows:
+        if self._always_padded or plan.padding_rows:
             result = self._with_padding(self._padded(plan), counts, result)
-        return Known(self._with_moves(plan, result) if plan.moves else result)
+        return self._with_moves(plan, result) if plan.moves else result
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
         """How many decode steps start within `span_ticks`: exact without a sliding window.
@@ -97,9 +103,11 @@ class RooflineExecutor:
         """For a snapshot: nothing changes in a run."""
 
     def _with_moves(self, plan: Plan, result: StepResult) -> StepResult:
-        """A plan of one step that waits for KV on its way to the host and back, one trip after the other."""
-        tokens = sum(move.tokens for move in plan.moves if move.kind is not MoveKind.RECEIVE)
-        ticks = result.duration_ticks + (to_ticks(float(self._swap_seconds(tokens))) if tokens else 0)
+        """A plan of one step that waits for KV on its way to the host, back, and to other pages, one after the other."""
+        ticks = result.duration_ticks
+        for seconds, kinds in ((self._swap_seconds, _SWAPS), (self._copy_seconds, (MoveKind.COPY,))):
+            if tokens := sum(move.tokens for move in plan.moves if move.kind in kinds):
+                ticks += to_ticks(self._slower * float(seconds(tokens)))
         return dataclasses.replace(result, duration_ticks=ticks, first_step_ticks=ticks)
 
     def _with_padding(self, padded: StepCounts, counts: StepCounts, result: StepResult) -> StepResult:

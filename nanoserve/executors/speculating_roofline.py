@@ -15,8 +15,7 @@ Next: `roofline_executor`, `roofline.speculative`, `engine.speculating`.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from nanoserve.engine.types import TICKS_PER_S, Plan, Row
-from nanoserve.executors.known import Known
+from nanoserve.engine.types import TICKS_PER_S, Plan, Row, StepResult
 from nanoserve.executors.roofline_executor import RooflineExecutor
 from nanoserve.roofline.calibration import Calibration
 from nanoserve.roofline.counts import StepCounts
@@ -54,20 +53,18 @@ class SpeculatingRoofline:
             )
         self._target, self._acceptance, self._seed, self._draft = target, acceptance, seed, draft
 
-    def submit(self, plan: Plan) -> Known:
+    def submit(self, plan: Plan) -> StepResult:
         """Prices a plan and draws what it gains."""
         decode = plan.rows()[: plan.counts.decode_seqs]
         result = self._target.submit(plan).result()
         drafting, waiting = (0, 0) if self._draft is None else self._draft.ticks(plan.counts, decode)
         duration = result.duration_ticks + drafting
-        return Known(
-            dataclasses.replace(
-                result,
-                duration_ticks=duration,
-                first_step_ticks=duration,
-                host_ticks=result.host_ticks + waiting,
-                gained={row.index: 1 + self._right(row) for row in decode},
-            )
+        return dataclasses.replace(
+            result,
+            duration_ticks=duration,
+            first_step_ticks=duration,
+            host_ticks=result.host_ticks + waiting,
+            gained={row.index: 1 + self._right(row) for row in decode},
         )
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
@@ -91,13 +88,20 @@ class SpeculatingRoofline:
 class DraftPricer:
     """Prices the steps of a draft model that runs on the target's chips."""
 
-    def __init__(self, model: ModelSpec, cluster: ClusterSpec, precision: Precision, calibration: Calibration):
-        """Prices by the operation model, with the target's constants.
+    def __init__(
+        self,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        precision: Precision,
+        calibration: Calibration,
+        ticks_per_s: int = TICKS_PER_S,
+    ):
+        """Prices by the operation model, with the target's constants, in the target's ticks.
 
         Raises:
           ConfigError: unknown dtype or mesh axis.
         """
-        self._pricer: PlanPricer = Pricer(model, cluster, precision, calibration, ticks_per_s=TICKS_PER_S)
+        self._pricer: PlanPricer = Pricer(model, cluster, precision, calibration, ticks_per_s=ticks_per_s)
         self._window_tokens = model.sliding_window_tokens
 
     def ticks(self, counts: StepCounts, decode: Sequence[Row]) -> tuple[int, int]:

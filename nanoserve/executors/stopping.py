@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from nanoserve.engine.types import Executor, Plan, Row, StepResult
-from nanoserve.executors.known import Known
 from nanoserve.roofline.counts import StepCounts
 
 
@@ -21,7 +20,7 @@ class StoppingExecutor:
         """Takes who runs the plans, and request index -> output tokens of those that stop before their limit."""
         self._runner, self._stops = runner, stops
 
-    def submit(self, plan: Plan) -> Known:
+    def submit(self, plan: Plan) -> StepResult:
         """Runs a plan and says who stopped in it."""
         result = self._runner.submit(plan).result()
         rows = [row for row in plan.rows() if row.samples and row.index in self._stops]
@@ -29,7 +28,7 @@ class StoppingExecutor:
         gained = result.gained
         if gained is not None:
             gained = {index: min(tokens, stopped.get(index, tokens)) for index, tokens in gained.items()}
-        return Known(dataclasses.replace(result, stopped=stopped, gained=gained))
+        return dataclasses.replace(result, stopped=stopped, gained=gained)
 
     def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
         """The runner's answer."""

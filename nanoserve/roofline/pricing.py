@@ -95,13 +95,14 @@ class Pricer:
 
     def plan_ticks(self, counts: StepCounts) -> int:
         """Returns the ticks that all steps of a plan take."""
-        steps = counts.steps
-        layered = counts.drafted_tokens + counts.prefill_tokens
-        ticks = steps * self._fixed_ticks(counts.decode_seqs, layered, counts.sampled // steps)
-        ticks += self._reading(counts.decode_kv_tokens, counts.decode_window_tokens)
-        if counts.drafted_tokens:
+        steps, chunk_tokens, drafted = counts.steps, counts.prefill_tokens, counts.drafted_tokens
+        ticks = steps * self._fixed_ticks(counts.decode_seqs, chunk_tokens + drafted, counts.sampled // steps)
+        ticks += self._full_slope * counts.decode_kv_tokens + self._window_slope * counts.decode_window_tokens
+        if drafted:
             ticks += self._drafted_ticks(counts)
-        return ticks + self._ticks(self._chunk_attention.seconds(counts)) if counts.prefill_tokens else ticks
+        if chunk_tokens:
+            ticks += round(self._chunk_attention.seconds(counts) * self._ticks_per_s)
+        return ticks
 
     def first_step_ticks(self, counts: StepCounts, growth: int) -> int:
         """Returns the ticks of the first step of a plan.
@@ -206,24 +207,28 @@ class ChunkAttention:
         self._overhead_s = seconds()
         flop_s = (seconds(flops=_MANY) - self._overhead_s) / _MANY
         byte_s = (seconds(kv_read_bytes=_MANY) - self._overhead_s) / _MANY
-        ones = (
-            op(prefill_tokens=1),
-            op(prefill_pairs=1),
-            op(prefill_window_pairs=1),
-            op(prefill_kv_tokens=1),
-            op(prefill_window_kv_tokens=1),
-        )
-        self._computing_s = [one.flops * flop_s for one in ones]
-        self._moving_s = [(one.kv_read_bytes + one.kv_write_bytes + one.activation_bytes) * byte_s for one in ones]
+
+        def both_s(*ones: Op) -> tuple[list[float], list[float]]:
+            moved = [one.kv_read_bytes + one.kv_write_bytes + one.activation_bytes for one in ones]
+            return [one.flops * flop_s for one in ones], [size * byte_s for size in moved]
+
+        whole = op(prefill_tokens=1), op(prefill_pairs=1), op(prefill_kv_tokens=1)
+        self._computing_s, self._moving_s = both_s(*whole)
+        computing_s, moving_s = both_s(op(prefill_window_pairs=1), op(prefill_window_kv_tokens=1))
+        self._window_s = *computing_s, *moving_s
+        self._windowed = any(self._window_s)
 
     def seconds(self, counts: StepCounts) -> float:
         """Returns the seconds of one step's chunks, of which there is at least one."""
         tokens, pairs, positions = counts.prefill_tokens, counts.prefill_pairs, counts.prefill_kv_tokens
-        near_pairs, near_positions = counts.prefill_window_pairs, counts.prefill_window_kv_tokens
-        a, b, c, d, e = self._computing_s
-        computing_s = a * tokens + b * pairs + c * near_pairs + d * positions + e * near_positions
-        a, b, c, d, e = self._moving_s
-        moving_s = a * tokens + b * pairs + c * near_pairs + d * positions + e * near_positions
+        a, b, c = self._computing_s
+        computing_s = a * tokens + b * pairs + c * positions
+        a, b, c = self._moving_s
+        moving_s = a * tokens + b * pairs + c * positions
+        if self._windowed:
+            pairs, positions = counts.prefill_window_pairs, counts.prefill_window_kv_tokens
+            a, b, c, d = self._window_s
+            computing_s, moving_s = computing_s + a * pairs + b * positions, moving_s + c * pairs + d * positions
         longer_s, shorter_s = (computing_s, moving_s) if computing_s > moving_s else (moving_s, computing_s)
         return self._overhead_s + longer_s + self._shown * shorter_s
 

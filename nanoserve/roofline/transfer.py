@@ -1,4 +1,4 @@
-"""KV on the move: to host memory and back over PCIe, and from one pool of chips to another.
+"""KV on the move: to host memory and back over PCIe, to other pages, and from one pool of chips to another.
 
 Bytes are exact, factors of quantised KV included; seconds are the datasheet's, with nothing in the way: a lower limit.
 Every chip of a pool moves its own part at once, so more chips are faster up to the smaller pool's number. Numbers or
@@ -29,10 +29,18 @@ def swap_seconds(model: ModelSpec, cluster: ClusterSpec, precision: Precision, t
     Raises:
       ConfigError: the chip's host link is not published, or an unknown dtype or mesh axis.
     """
-    split = split_of(cluster)
-    parts = split.head_ways, split.pipeline
-    held = kv_bytes_per_chip(model, precision, *parts) + kv_scale_bytes_per_chip(model, precision, *parts)
-    return tokens * held / _published(cluster.chip, "host_bytes_per_s")
+    return tokens * _bytes_held(model, cluster, precision) / _published(cluster.chip, "host_bytes_per_s")
+
+
+def copy_seconds(model: ModelSpec, cluster: ClusterSpec, precision: Precision, tokens: Count) -> Number:
+    """Returns the seconds to copy the KV of `tokens` tokens to other pages of the same device.
+
+    Each chip reads what it holds from HBM and writes it back there, at the bandwidth of the datasheet.
+
+    Raises:
+      ConfigError: an unknown dtype or mesh axis.
+    """
+    return 2 * tokens * _bytes_held(model, cluster, precision) / cluster.chip.hbm_bytes_per_s
 
 
 def pool_transfer_seconds(
@@ -52,6 +60,13 @@ def pool_transfer_seconds(
     pairs = min(split_of(pool).head_ways * split_of(pool).pipeline for pool in (source, target))
     rate = min(_published(pool.chip, "network_bytes_per_s") for pool in (source, target))
     return kv_bytes(model, precision, tokens) / (pairs * rate)
+
+
+def _bytes_held(model: ModelSpec, cluster: ClusterSpec, precision: Precision) -> Number:
+    """What a chip holds of the KV of one token, copies of heads included."""
+    split = split_of(cluster)
+    parts = split.head_ways, split.pipeline
+    return kv_bytes_per_chip(model, precision, *parts) + kv_scale_bytes_per_chip(model, precision, *parts)
 
 
 def _published(chip: ChipSpec, figure: str) -> float:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from nanoserve.engine.clock import VirtualClock
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.engine import Engine
+from nanoserve.engine.faults import Leak
 from nanoserve.engine.log import RunLog
 from nanoserve.engine.memory import KvFacts
 from nanoserve.engine.scheduler import Scheduler
@@ -31,6 +32,8 @@ KNOBS = {
     "prefix_cache": ["off", "lru", "cost"],
     "preemption": ["recompute", "swap", "cheaper"],
     "host_pages": [None, 5],
+    "when_full": ["wait", "fail"],
+    "keep_session_s": [0.0, to_seconds(60_000_000)],
     "draft": ["none", "ngram"],
     "draft_tokens": [1, 3],
 }
@@ -38,8 +41,16 @@ KNOBS = {
 
 
 def possible(knobs: dict) -> dict:
-    """The knobs, without what does not go together with the allocator."""
-    return knobs | {"prefix_cache": "off"} if knobs["allocator"] == "contiguous" else knobs
+    """The knobs, without a prefix cache where it does not go together with the others."""
+    without = knobs["allocator"] == "contiguous" or knobs["keep_session_s"]
+    return knobs | {"prefix_cache": "off"} if without else knobs
+
+
+def held_pages(scheduler: Scheduler) -> int:
+    """Pages in use that neither a kept session nor a leak accounts for: 0 in an engine without requests."""
+    memory = scheduler.memory
+    kept = sum(len(entry.pages) for entry in memory.kept or ())
+    return memory.pool.used_count - kept - (memory.leaking.lost_pages if memory.leaking else 0)
 
 
 knobs_strategy = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in KNOBS.items()}).map(possible)
@@ -51,14 +62,19 @@ def content(index: int, client: int, position: int) -> tuple[str, int, int]:
     return ("client", client, position) if shared else ("request", index, position)
 
 
-def kv_facts(client_of: Callable[[int], int], page_tokens: int) -> KvFacts:
+def kv_facts(client_of: Callable[[int], int], page_tokens: int, leak: Leak | None = None) -> KvFacts:
     """Keys that say what `content` says; costs and a choice between swapping and recomputing, both arbitrary."""
 
     def page_keys(index: int, tokens: int) -> list[int]:
         lasts = range(page_tokens - 1, tokens, page_tokens)
         return [KEYS.setdefault(content(index, client_of(index), last), len(KEYS)) for last in lasts]
 
-    return KvFacts(page_keys=page_keys, page_cost=lambda depth: 1.0 + depth, swap_is_cheaper=lambda tokens: tokens > 9)
+    return KvFacts(
+        page_keys=page_keys,
+        page_cost=lambda depth: 1.0 + depth,
+        swap_is_cheaper=lambda tokens: tokens > 9,
+        leak=leak,
+    )
 
 
 KEYS: dict[tuple, int] = {}
@@ -185,6 +201,7 @@ def make_engine(
     executor: LinearExecutor | None = None,
     log: RunLog | None = None,
     hands_over: bool = False,
+    leak: Leak | None = None,
     **config,
 ) -> Engine:
     """A virtual engine over `jobs`, sorted by arrival; `config` are `EngineConfig` fields."""
@@ -197,7 +214,7 @@ def make_engine(
         max_context_tokens=max_context_tokens,
         window_tokens=window_tokens,
         log=log,
-        facts=kv_facts(lambda index: jobs[index].client, config.get("page_tokens", defaults["page_tokens"])),
+        facts=kv_facts(lambda index: jobs[index].client, config.get("page_tokens", defaults["page_tokens"]), leak),
         hands_over=hands_over,
     )
 

@@ -35,6 +35,36 @@ def test_runs_are_what_a_map_of_pages_says(operations):
     assert pool.largest_free_run == PAGES
 
 
+@given(st.lists(st.tuples(st.sampled_from(["alloc", "free", "extend", "split"]), st.integers(1, 12)), max_size=80))
+def test_runs_that_grow_and_are_split_are_what_a_map_of_pages_says(operations):
+    pool, held = RunPool(PAGES), []
+    for operation, number in operations:
+        taken = {page for run in held for page in run}
+        if operation == "alloc" and pool.largest_free_run >= number:
+            held.append(pool.alloc(number))
+        elif held and operation == "free":
+            pool.free(held.pop(number % len(held)))
+        elif held and operation == "extend":
+            run = held[number % len(held)]
+            room = next((n for n in range(PAGES) if run[-1] + 1 + n in taken or run[-1] + 1 + n == PAGES), 0)
+            assert pool.room_after(run) == room
+            if number > room:
+                with pytest.raises(PageAccountingError, match=f"{room} are free"):
+                    pool.extend(run, number)
+            else:
+                pool.extend(run, number)
+        elif held and operation == "split":
+            run = held.pop(number % len(held))
+            count = min(number - 1, len(run))
+            pool.split(run, count)
+            held += [part for part in (run[:count], run[count:]) if part]
+        assert all(run == list(range(run[0], run[0] + len(run))) for run in held)
+        assert pool.used_count == len({page for run in held for page in run}) == sum(map(len, held))
+    for run in held:
+        pool.free(run)
+    assert pool.largest_free_run == PAGES
+
+
 def test_what_is_not_a_run_in_use_is_not_taken_back():
     pool = RunPool(8)
     pages = pool.alloc(4)

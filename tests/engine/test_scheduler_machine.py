@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.faults import Leak
 from nanoserve.engine.log import RunLog
 from nanoserve.engine.runs import RunPool
 from nanoserve.engine.scheduler import Scheduler
 from nanoserve.engine.sequence import pages_for
 from nanoserve.engine.types import TICKS_PER_S, Arrived, FinishReason, Kind, MoveKind, Request
-from tests.engine.factories import KNOBS, LinearExecutor, content, knobs_strategy, kv_facts
+from tests.engine.factories import KNOBS, LinearExecutor, content, held_pages, knobs_strategy, kv_facts, possible
 
 MAX_REQUESTS = 200
 TIMEOUT_TICKS = 1 << 30
@@ -35,9 +36,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_seqs=st.integers(1, 6),
         chunk=st.sampled_from([None, 1, 5]),
         window=st.sampled_from([None, 7]),
+        leak=st.sampled_from([None, None, Leak(2, 1), Leak(1, 3)]),
         knobs=knobs_strategy,
     )
-    def start(self, room, page_tokens, max_seqs, chunk, window, knobs):
+    def start(self, room, page_tokens, max_seqs, chunk, window, leak, knobs):
         num_pages = max(1, 4 * room // page_tokens)
         config = EngineConfig(
             max_seqs=max_seqs,
@@ -57,14 +59,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_context_tokens=120,
             log=self.log,
             window_tokens=window,
-            facts=kv_facts(lambda index: self.clients[index], page_tokens),
+            facts=kv_facts(lambda index: self.clients[index], page_tokens, leak),
         )
         self.clients: list[int] = []
+        self.sessions: list[int | None] = []
         self.kv: dict[tuple[int, int], object] = {}  # (page, offset) -> what is there
         self.host: dict[int, list[object]] = {}  # by request
         self.executor = LinearExecutor()
         self.now, self.added, self.refused, self.produced = 0, 0, set(), {}
-        self.finished, self.expired = set(), set()
+        self.finished, self.expired, self.failed = set(), set(), set()
         self.arrivals = {}
 
     @rule(
@@ -72,14 +75,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         output=st.integers(1, 40),
         client=st.integers(0, 2),
         priority=st.integers(0, 2),
+        session=st.sampled_from([None, 0, 1, 2]),
         elsewhere=st.booleans(),
         requests=st.integers(1, 8),
     )
-    def admit(self, prompt, output, client, priority, elsewhere, requests):
+    def admit(self, prompt, output, client, priority, session, elsewhere, requests):
         for _ in range(min(requests, MAX_REQUESTS - self.added)):
-            self._admit(prompt, output, client, priority, elsewhere)
+            self._admit(prompt, output, client, priority, session, elsewhere)
 
-    def _admit(self, prompt, output, client, priority, elsewhere):
+    def _admit(self, prompt, output, client, priority, session, elsewhere):
         request = Request(
             index=self.added,
             arrival_ticks=self.now,
@@ -87,10 +91,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             output_tokens=output,
             client=client,
             priority=priority,
+            session=session,
         )
         fits = pages_for(prompt + output - 1, self.config.page_tokens) <= self.scheduler.pool.num_pages
         fits &= self.config.queue_limit is None or len(self.scheduler.waiting) < self.config.queue_limit
         self.clients.append(client)
+        self.sessions.append(session)
         arrived = Arrived(kv_tokens=prompt, generated=1) if elsewhere and output > 1 else None
         if arrived:
             self.log.sent(request, self.now)
@@ -111,8 +117,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._expire()
         before = {s.index: self._progress(s) for s in self.scheduler.sequences.values()}
         plan = self.scheduler.plan(self.now, lambda counts: limit)
+        failed = self._fail()
         if plan is None:
-            self._wait_for_the_batch()
+            if not failed:
+                self._wait_for_the_batch()
             return
         rows = plan.rows()
         assert rows, "a plan that advances nobody"
@@ -160,29 +168,45 @@ class SchedulerMachine(RuleBasedStateMachine):
             (self.expired if timed_out else self.finished).add(index)
             assert timed_out or self.config.batching == "static"
 
+    def _fail(self) -> list[int]:
+        """Who leaves now had no memory, or was held in a static batch whose others had none."""
+        left = self.scheduler.take_failed(self.now)
+        reasons = self.log.request_columns()["finish_reason"]
+        failed = {index for index in left if reasons[index] == FinishReason.OUT_OF_MEMORY}
+        assert not failed or self.config.when_full == "fail" or self.scheduler.memory.leaking
+        assert failed == set(left) or self.config.batching == "static"
+        self.failed |= failed
+        self.finished |= set(left) - failed
+        return left
+
     def _wait_for_the_batch(self) -> None:
         """Nothing was planned: nobody is here, or a static batch is being gathered that opens at a known time."""
         if self.scheduler.sequences:
             assert self.config.batching == "static"
-            assert len(self.scheduler.waiting) < self.config.max_seqs
             opens = self.scheduler.next_batch_ticks()
-            assert opens is not None and opens > self.now
+            assert opens is not None
+            assert len(self.scheduler.waiting) < self.config.max_seqs and opens > self.now
             self.now = opens
 
     @invariant()
     def references_equal_holders_and_nothing_aliases(self):
-        held = [page for s in self.scheduler.sequences.values() for page in s.pages]
         pool, memory = self.scheduler.pool, self.scheduler.memory
+        held = [page for s in self.scheduler.sequences.values() for page in s.pages]
+        held += [page for entry in memory.kept or () for page in entry.pages]
+        lost = memory.leaking.lost_pages if memory.leaking else 0
         assert len(held) == len(set(held)) or self.config.prefix_cache != "off"
-        assert pool.used_count == len(set(held))
         assert pool.largest_free_run <= pool.free_count
-        assert memory.repeated_tokens == (len(held) - len(set(held))) * self.config.page_tokens
+        if not lost:
+            assert pool.used_count == len(set(held))
+            assert memory.repeated_tokens == (len(held) - len(set(held))) * self.config.page_tokens
         if not isinstance(pool, RunPool):
-            assert all(pool.holders(page) == held.count(page) for page in range(pool.num_pages))
+            more = [pool.holders(page) - held.count(page) for page in range(pool.num_pages)]
+            assert sorted(more, reverse=True) == [1] * lost + [0] * (pool.num_pages - lost)
         else:
             for s in self.scheduler.sequences.values():
                 assert s.pages == list(range(s.pages[0], s.pages[0] + len(s.pages))) if s.pages else s.slot < 0
                 assert s.preemptions == 0
+            assert pool.used_count == len(held) + lost
         assert pool.free_count + pool.used_count == pool.num_pages
 
     @invariant()
@@ -191,7 +215,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         pages = sum(pages_for(s.kv_tokens, self.config.page_tokens) for s in away)
         assert self.scheduler.memory.host_pages_used == pages <= (self.config.host_pages or pages)
         assert self.config.preemption != "recompute" or not away
-        assert all(s.slot < 0 and not s.pages and len(self.host[s.index]) == s.kv_tokens for s in away)
+        assert all(s.slot < 0 and not s.pages for s in away)
+        going = {move.index for move in self.scheduler.memory.moves}  # with the next plan: this one was none
+        assert all(len(self.host[s.index]) == s.kv_tokens for s in away if s.index not in going)
 
     @invariant()
     def slots_are_unique_and_bounded(self):
@@ -219,14 +245,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.expire(self.now)
             plan = self.scheduler.plan(self.now, lambda counts: 4)
             if plan is None:
-                self._wait_for_the_batch()
+                if not self._fail():
+                    self._wait_for_the_batch()
                 if not self.scheduler.sequences:
                     break
                 continue
             result = self.executor.submit(plan).result()
             self.scheduler.apply(plan, result, self.now, self.now + 1)
         assert not self.scheduler.sequences
-        assert self.scheduler.pool.used_count == 0
+        assert held_pages(self.scheduler) == 0
         assert self.scheduler.memory.host_pages_used == 0
 
     def _check_endings(self) -> None:
@@ -235,9 +262,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for index, tokens, reason in endings:
             assert (reason in (FinishReason.LENGTH, FinishReason.STOP)) == (index in self.finished)
             assert (reason == FinishReason.TIMED_OUT) == (index in self.expired)
+            assert (reason == FinishReason.OUT_OF_MEMORY) == (index in self.failed)
             assert index not in self.finished or tokens == self.produced[index]
 
     def _content(self, index, position):
+        """What a request has at a position; turns of a session that is kept repeat what was said before."""
+        session = self.sessions[index]
+        if self.config.keep_session_s and session is not None:
+            return "session", session, position
         return content(index, self.clients[index], position)
 
     def _place(self, pages, position) -> tuple[int, int]:
@@ -252,7 +284,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             if move.kind is MoveKind.OUT:
                 self.host[move.index] = [self.kv[place] for place in places]
                 continue
-            if move.kind is MoveKind.IN:
+            if move.kind is MoveKind.COPY:
+                arrives = [self.kv[self._place(move.source, position)] for position in range(move.tokens)]
+            elif move.kind is MoveKind.IN:
                 arrives = self.host.pop(move.index)
             else:
                 arrives = [self._content(move.index, position) for position in range(move.tokens)]
@@ -317,15 +351,17 @@ def test_crowded_pools_keep_every_promise():
 
 def _crowded_run(rng: random.Random) -> None:
     machine = SchedulerMachine()
-    knobs = {name: rng.choice(values) for name, values in KNOBS.items()} | {"allocator": "paged"}
+    knobs = possible({name: rng.choice(values) for name, values in KNOBS.items()} | {"allocator": "paged"})
     knobs |= {"queue_limit": None, "batching": rng.choice(["mixed", "mixed", "prefill_first", "static"])}
     page_tokens, chunk, window = rng.choice([1, 4, 16]), rng.choice([None, 1, 5]), rng.choice([None, 7])
-    machine.start(rng.randint(10, 40), page_tokens, rng.randint(2, 6), chunk, window, knobs)
+    leak = rng.choice([None, None, Leak(4, 1)])
+    machine.start(rng.randint(10, 40), page_tokens, rng.randint(2, 6), chunk, window, leak, knobs)
     for _ in range(40):
         action = rng.random()
         if action < 0.25:
             prompt, output = rng.randint(1, 40), rng.randint(1, 40)
-            machine.admit(prompt, output, rng.randint(0, 2), rng.randint(0, 2), rng.random() < 0.2, rng.randint(1, 3))
+            client, priority, session = rng.randint(0, 2), rng.randint(0, 2), rng.choice([None, 0, 1])
+            machine.admit(prompt, output, client, priority, session, rng.random() < 0.2, rng.randint(1, 3))
         elif action < 0.95:
             machine.step(rng.randint(1, 12), rng.randint(1, 9), rng.random() < 0.2)
         else:

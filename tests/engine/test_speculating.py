@@ -56,7 +56,7 @@ def test_steps_count_what_their_rows_read_and_gain(asked, k, window, spare_pages
         before = {s.index: (s.kv_tokens, s.generated) for s in cohort}
         gained = {s.index: random.randint(1, 1 + cohort.drafts_of(s)) for s in cohort}
         alive = list(cohort)
-        finished = cohort.gain(gained)
+        finished = cohort.advance(1, gained)
         assert finished == [s for s in alive if s.generated == s.request.output_tokens]
         assert list(cohort) == [s for s in alive if s not in finished]
         for s in alive:
@@ -84,7 +84,7 @@ def test_drafts_preempt_nobody():
         cohort.join(_sequence(index, 3, 20, pool))
     assert cohort.reserve(pool, 1) == 1
     assert [cohort.drafts_of(s) for s in cohort] == [0, 0]
-    cohort.gain({0: 1, 1: 1})
+    cohort.advance(1, {0: 1, 1: 1})
     assert cohort.reserve(pool, 1) == 0
 
 
@@ -94,4 +94,4 @@ def test_a_member_never_drafts_past_its_last_token():
     cohort.join(_sequence(0, 6, 4, pool))  # three tokens left: two guesses and the one after them
     cohort.reserve(pool, 1)
     assert cohort.drafts_of(cohort.youngest()) == 2
-    assert cohort.gain({0: 3}) and not cohort.members
+    assert cohort.advance(1, {0: 3}) and not cohort.members

@@ -15,7 +15,7 @@ from nanoserve.roofline.calibration import constants_for
 from nanoserve.roofline.counts import StepCounts, causal_pairs
 from nanoserve.roofline.ops import step_ops
 from nanoserve.roofline.timing import step_time
-from nanoserve.roofline.transfer import swap_seconds
+from nanoserve.roofline.transfer import copy_seconds, swap_seconds
 from nanoserve.specs.chip_registry import chip, chip_names
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError
@@ -85,6 +85,9 @@ def test_a_plan_waits_for_what_it_swaps_and_not_for_what_another_engine_sent():
     assert ticks(MoveKind.OUT) - ticks() == pytest.approx(trip)
     assert ticks(MoveKind.OUT, MoveKind.IN) - ticks() == pytest.approx(2 * trip)
     assert ticks(MoveKind.RECEIVE) == ticks()
+    copy = copy_seconds(MODEL, EIGHT, PRECISION, 1000) * TICKS_PER_S
+    assert ticks(MoveKind.COPY) - ticks() == pytest.approx(copy)
+    assert ticks(MoveKind.COPY, MoveKind.OUT, MoveKind.COPY) - ticks() == pytest.approx(trip + 2 * copy)
 
 
 def test_a_chip_whose_host_link_is_not_published_cannot_be_swapped_on_in_simulation():

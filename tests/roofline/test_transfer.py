@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanoserve.roofline.transfer import kv_bytes, pool_transfer_seconds, swap_seconds
+from nanoserve.roofline.transfer import copy_seconds, kv_bytes, pool_transfer_seconds, swap_seconds
 from nanoserve.specs.chips import Precision
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.model_registry import model
@@ -19,6 +19,12 @@ def test_a_sequence_is_swapped_by_all_chips_at_once():
     latent = model("deepseek-v3")  # a copy of the latents on every chip: nothing is gained
     one, eight = (swap_seconds(latent, make.cluster(ways=n), make.BF16, 4096) for n in (1, 8))
     assert one == eight == pytest.approx(4096 * 70272 / 64e9)
+
+
+def test_a_copy_reads_and_writes_every_byte_once():
+    rate = make.cluster(ways=8).chip.hbm_bytes_per_s
+    seconds = copy_seconds(LLAMA, make.cluster(ways=8), make.BF16, np.array([4096, 8192]))
+    assert seconds == pytest.approx(2 * np.array([4096, 8192]) * TOKEN_BYTES / 8 / rate)
 
 
 def test_quantised_kv_moves_with_its_factors():
