@@ -6,6 +6,7 @@ import json
 import tempfile
 from typing import TYPE_CHECKING
 
+from experiments.run_service_logs import write_service_logs
 from nanoserve.report.content import ReportData, Roof, Table
 from nanoserve.report.fleet import PoolShare, engine_loads, engine_table, pool_table
 from nanoserve.report.metrics import Summary, summarize
@@ -97,6 +98,8 @@ def _write_all(folder: RunFolder, outcome: Outcome) -> Summary:
     summary = _summary(outcome.replay, records)
     folder.write_summary(_summary_dict(outcome, summary))
     _write_report(folder, outcome, records, summary)
+    if outcome.replay.experiment.service_logs.start is not None:
+        write_service_logs(folder, outcome.replay, records)
     if outcome.complete:
         folder.finish()
     return summary

@@ -32,20 +32,20 @@ def render_markdown(data: ReportData) -> str:
     summary = data.summary
     tiles = Table(("", "", ""), [(tile.label, tile.value, tile.detail) for tile in headline(summary)])
     sections = (
-        ("What bounds it", _table(bound_table(summary))),
-        ("Latency", f"t0 is the {summary.t0}.\n\n{_table(latency_table(summary))}"),
-        ("Throughput", _table(throughput_table(summary))),
-        ("Memory and queue", _table(memory_table(summary))),
-        ("Requests", _table(finish_table(summary))),
-        *((title, _table(table)) for title, table in zip(("Replicas", "Pools"), data.fleet, strict=False)),
-        ("Padding", _table(padding_table(by_kind(data.steps), summary))),
-        ("Where the numbers come from", _table(constants_table(data.constants))),
-        ("What the words mean", "".join(f"- **{_cell(word)}**: {_cell(text)}\n" for word, text in DEFINITIONS)),
-        ("Made with", _table(environment_table(data.environment))),
-        ("Configuration", _fenced(data.operative)),
+        ("What bounds it", table_of(bound_table(summary))),
+        ("Latency", f"t0 is the {summary.t0}.\n\n{table_of(latency_table(summary))}"),
+        ("Throughput", table_of(throughput_table(summary))),
+        ("Memory and queue", table_of(memory_table(summary))),
+        ("Requests", table_of(finish_table(summary))),
+        *((title, table_of(table)) for title, table in zip(("Replicas", "Pools"), data.fleet, strict=False)),
+        ("Padding", table_of(padding_table(by_kind(data.steps), summary))),
+        ("Where the numbers come from", table_of(constants_table(data.constants))),
+        ("What the words mean", "".join(f"- **{escaped(word)}**: {escaped(text)}\n" for word, text in DEFINITIONS)),
+        ("Made with", table_of(environment_table(data.environment))),
+        ("Configuration", fenced(data.operative)),
     )
     lines = [data.how, objective_line(summary), f"{summary.issued:,} requests on {data.roof.chips} × {data.roof.chip}."]
-    head = f"# {data.title}\n\n" + "\n\n".join(_cell(line) for line in lines if line) + f"\n\n{_table(tiles)}"
+    head = f"# {data.title}\n\n" + "\n\n".join(escaped(line) for line in lines if line) + f"\n\n{table_of(tiles)}"
     return head + "".join(f"\n## {title}\n\n{body}" for title, body in sections)
 
 
@@ -55,21 +55,24 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _table(table: Table) -> str:
+def table_of(table: Table) -> str:
+    """A table of plain text."""
     rows = [table.header, *table.rows]
     rule = ["---", *(["---" if table.prose else "---:"] * (len(table.header) - 1))]
-    lines = [[_cell(cell) for cell in row] for row in rows]
+    lines = [[escaped(cell) for cell in row] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
-def _cell(text: str) -> str:
+def escaped(plain: str) -> str:
+    """Plain text as Markdown: marks escaped, on one line."""
     for mark in "\\|*_<`":
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")
+        plain = plain.replace(mark, f"\\{mark}")
+    return plain.replace("\n", " ")
 
 
-def _fenced(text: str) -> str:
+def fenced(verbatim: str) -> str:
+    """Text as it is, in a block of its own."""
     fence = "```"
-    while fence in text:
+    while fence in verbatim:
         fence += "`"
-    return f"{fence}\n{text.rstrip()}\n{fence}\n"
+    return f"{fence}\n{verbatim.rstrip()}\n{fence}\n"

@@ -32,7 +32,9 @@ section {{ margin-top: 3.2rem; }}
 .columns.narrow {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }}
 .columns > div {{ min-width: 0; }}
 .scroll + .columns {{ margin-top: 2rem; }}
-figure {{ margin: 0; }}
+a {{ color: var(--blue); }}
+.contents {{ margin: 1.8rem 0 0; padding-left: 1.4rem; line-height: 1.7; }}
+figure {{ margin: 0; max-width: 46rem; }}
 figcaption {{ font-weight: 600; line-height: 1.35; margin-bottom: .5rem; }}
 svg {{ display: block; width: 100%; height: auto; }}
 svg text, svg tspan {{ font-family: inherit !important; font-variant-numeric: tabular-nums; }}

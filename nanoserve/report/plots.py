@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanoserve.report import units
+from nanoserve.report.axes import one_two_five, percent, time_axis
 from nanoserve.report.content import KINDS, LATENCY_LABELS, ReportData, Roof
 from nanoserve.report.metrics import Summary, engine_rows, plan_columns, pooled_gaps, request_columns
 from nanoserve.report.series import Cells, gather, overlay, peak_over_time, rate_over_time
@@ -161,9 +162,9 @@ def _distribution_plot(
             axes.annotate(
                 "limit", (drawn / size_s, 0.03), (-4, 0), textcoords="offset points", ha="right", color=DAY["red"]
             )
-        _percent(axes)
+        percent(axes)
         if logarithmic:
-            _one_two_five(axes)
+            one_two_five(axes)
         else:
             axes.set_xlim(left=0)
 
@@ -200,7 +201,7 @@ def _throughput_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> P
         _area(lower, edges_s, prompt, "orange")
         upper.set(ylabel="output tokens/s")
         lower.set(ylabel="prompt tokens/s")
-        _time_axis(lower, edges_s)
+        time_axis(lower, edges_s)
         for axes in (upper, lower):
             axes.yaxis.set_major_formatter(lambda value, _: units.tick(value))
 
@@ -220,7 +221,7 @@ def _queue_plot(plans: Columns, edges_s: np.ndarray) -> Plot:
         _line(axes, edges_s, running, "blue", "running")
         _line(axes, edges_s, waiting, "orange", "waiting")
         axes.set_ylabel("requests")
-        _time_axis(axes, edges_s)
+        time_axis(axes, edges_s)
         axes.legend(loc="upper left", ncols=2)
         axes.set_ylim(0, max(1.0, most_running.max(), most_waiting.max()) * 1.2)
 
@@ -239,9 +240,9 @@ def _pages_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> Plot:
         _peaks(axes, edges_s, most, "teal")
         _area(axes, edges_s, used, "teal")
         axes.set_ylabel(f"share of {total:,} pages")
-        _time_axis(axes, edges_s)
+        time_axis(axes, edges_s)
         axes.set_ylim(0, 1.02 if most.max() > 0.4 else most.max() * 1.25 or 1.0)
-        _percent(axes)
+        percent(axes)
 
     return draw(title, _plans_note(plans) + " Thin: the highest in each.", paint)
 
@@ -257,8 +258,8 @@ def _utilization_plot(plans: Columns, edges_s: np.ndarray, summary: Summary) -> 
         _line(axes, edges_s, mfu, "orange", "MFU")
         axes.set(ylabel="share of the datasheet", ylim=(0, max(mfu.max(), mbu.max(), 0.01) * 1.2))
         axes.legend(loc="upper left", ncols=2)
-        _time_axis(axes, edges_s)
-        _percent(axes)
+        time_axis(axes, edges_s)
+        percent(axes)
 
     return draw(title, _plans_note(plans) + " Idle time counts as 0 here.", paint)
 
@@ -311,26 +312,3 @@ def _line(axes: "Axes", edges_s: np.ndarray, values: np.ndarray, color: str, lab
 
 def _peaks(axes: "Axes", edges_s: np.ndarray, values: np.ndarray, color: str) -> None:
     axes.stairs(values, edges_s, color=DAY[color], linewidth=0.7, alpha=0.55, baseline=None)
-
-
-def _time_axis(axes: "Axes", edges_s: np.ndarray) -> None:
-    from matplotlib.ticker import MultipleLocator
-
-    span_s = edges_s[-1] - edges_s[0]
-    size_s, unit = units.time_unit(span_s)
-    between = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if span_s / size_s / step <= 8), 100)
-    axes.xaxis.set_major_locator(MultipleLocator(between * size_s))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / size_s:,.4g}")
-    axes.set(xlabel=f"time ({unit})", xlim=(edges_s[0], edges_s[-1]))
-
-
-def _percent(axes: "Axes") -> None:
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value <= 1 else "")
-
-
-def _one_two_five(axes: "Axes") -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")

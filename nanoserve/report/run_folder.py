@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+LOG_BLOCK_TOKENS = "nanoserve_block_tokens"  # key in the metadata of a service log's file
+LOGS = "logs"
 VERSIONED_PACKAGES = ("jax", "jaxlib", "numpy", "polars")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -61,8 +63,8 @@ class RunFolder:
             if not _SAFE_NAME.fullmatch(name):
                 raise ConfigError(f"'{name}' cannot name a folder of a run: use letters, digits, '.', '_', '+' and '-'")
         self.path = Path(root) / config_name / run_id
+        _make(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "DONE").unlink(missing_ok=True)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
@@ -80,6 +82,12 @@ class RunFolder:
         """`requests.parquet` and `steps.parquet`, with the columns of `engine.records`."""
         self._write_table("requests.parquet", requests)
         self._write_table("steps.parquet", steps)
+
+    def write_service_logs(self, logs: "Mapping[str, pl.DataFrame]", page_tokens: int) -> None:
+        """`logs/NAME.parquet`: what a service would have logged; each file says how many tokens a KV block has."""
+        _make(self.path / LOGS)
+        for name, log in logs.items():
+            self._write_table(f"{LOGS}/{name}.parquet", log, {LOG_BLOCK_TOKENS: str(page_tokens)})
 
     def write_events(self, lines: Iterable[str]) -> None:
         """`events.jsonl`: one JSON object a line, line ends included."""
@@ -121,22 +129,26 @@ class RunFolder:
 
     def finish(self) -> None:
         """Marks the run as complete: `DONE` holds the names of its files."""
-        names = sorted(entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != ".")
+        entries = (*self.path.iterdir(), *(self.path / LOGS).glob("*"))
+        names = sorted(
+            str(entry.relative_to(self.path)) for entry in entries if entry.is_file() and entry.name[0] != "."
+        )
         self._write("DONE", "".join(f"{name}\n" for name in names).encode())
 
-    def _write_table(self, name: str, frame: "pl.DataFrame") -> None:
+    def _write_table(self, name: str, frame: "pl.DataFrame", metadata: dict[str, str] | None = None) -> None:
         buffer = io.BytesIO()  # so that a full disk is an OSError, not an error of the Parquet writer
-        frame.write_parquet(buffer)
+        frame.write_parquet(buffer, metadata=metadata)
         self._write(name, buffer.getbuffer())
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
-        partial = self.path / f".{name}.partial"
+        path = self.path / name
+        partial = path.with_name(f".{path.name}.partial")
         try:
             partial.write_bytes(content)
-            partial.replace(self.path / name)
+            partial.replace(path)
         except OSError as error:
             _discard(partial)
-            raise _cannot_write(self.path / name, error) from error
+            raise _cannot_write(path, error) from error
 
 
 def environment(
@@ -194,6 +206,13 @@ def _version(package: str) -> str | None:
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
 def _discard(path: Path) -> None:

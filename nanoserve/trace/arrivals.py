@@ -15,6 +15,7 @@ from nanoserve.trace.ranges import require, require_positive
 _CURVE_POINTS = (
     720  # straight pieces of a diurnal sine; 2 minutes of a day, off by less than 1e-5 of a period's arrivals
 )
+_WEEK_S = 7 * 86400.0
 
 
 class Arrivals(Protocol):
@@ -121,3 +122,52 @@ class Diurnal:
             arrived = np.append(0.0, np.cumsum(self.table))
             return knots, arrived / arrived[-1]
         return knots, knots + self.amplitude * (1 - np.cos(2 * np.pi * knots)) / (2 * np.pi)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeeklyBursts:
+    """Arrivals one by one and in bursts, at rates that follow the hours of a week; time 0 is 0:00 of a Monday.
+
+    Given how many requests there are, the moments at which one or a burst of them comes are uniform in the week's bent
+    clock, as those of a Poisson process are. So a week's worth of requests takes a week, not more or less.
+
+    Attributes:
+      rate_rps: mean over a week.
+      weekday, weekend: relative rates of the hours of a day, 24 each.
+      tail: requests come together in numbers n that fall off as n ** -tail (Zipf): most of them come alone, a few in
+        crowds. most: the largest of these numbers.
+      gap_s: mean time between two that come together (exponential).
+    """
+
+    rate_rps: float
+    weekday: tuple[float, ...]
+    weekend: tuple[float, ...]
+    tail: float
+    most: int
+    gap_s: float
+
+    def __post_init__(self):
+        require_positive(self, "rate_rps")
+        require(self, "tail", 1 < self.tail < math.inf, "above 1 and finite")
+        require(self, "most", self.most >= 1, "at least 1")
+        require(self, "gap_s", 0 <= self.gap_s < math.inf, "at least 0 and finite")
+        for field in ("weekday", "weekend"):
+            rates = getattr(self, field)
+            require(self, field, len(rates) == 24 and min(rates) > 0 and max(rates) < math.inf, "24 rates above 0")
+
+    def times_s(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws `count` sorted times, in seconds."""
+        size = np.minimum(rng.zipf(self.tail, count), self.most)
+        moments = int(np.searchsorted(np.cumsum(size), count)) + 1
+        begin_s = self._clock(np.sort(rng.uniform(0, count / self.rate_rps, moments)))
+        member = np.repeat(np.arange(moments), size[:moments])[:count]
+        passed_s = np.cumsum(rng.exponential(self.gap_s, count))
+        first = np.searchsorted(member, np.arange(moments))
+        return np.sort(begin_s[member] + passed_s - passed_s[first[member]])
+
+    def _clock(self, even_s: np.ndarray) -> np.ndarray:
+        """Times at the mean rate, bent so that as much time passes in every hour as its rate asks for."""
+        rates = np.array((*self.weekday * 5, *self.weekend * 2))
+        reached = np.append(0.0, np.cumsum(rates / rates.sum()))
+        weeks, within = np.divmod(even_s / _WEEK_S, 1.0)
+        return (weeks + np.interp(within, reached, np.linspace(0, 1, len(reached)))) * _WEEK_S

@@ -18,6 +18,7 @@ _KEY = "nanoserve_trace"
 _SCALARS = {"name": str, "source": str, "prefix_block_tokens": int | None}
 _RAGGED = ("prefix_hashes", "prompt_ids", "output_ids")
 _REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
+_TEXTS = ("region", "texts")
 _INTEGERS = ("prompt_tokens", "output_tokens", "session", "turn", "client", "priority")
 
 
@@ -83,7 +84,7 @@ def _column(path: str, series: pl.Series) -> Any:
         raise TraceError(f"{path}: {series.name} of request {row} is null")
     if series.name in _RAGGED:
         return _ragged(path, series)
-    if series.name == "texts":
+    if series.name in _TEXTS:
         _check_type(path, series, series.dtype == pl.String, "text")
         return tuple(series.to_list())
     if series.name in _INTEGERS:

@@ -19,7 +19,7 @@ def head(trace: Trace, count: int) -> Trace:
         raise ConfigError(f"the first {count} requests of a trace: wanted at least 1")
     if count >= len(trace):
         return trace
-    return dataclasses.replace(_rows(trace, 0, count), source=f"{trace.source}; first {count:,} requests")
+    return dataclasses.replace(_rows(trace, np.arange(count)), source=f"{trace.source}; first {count:,} requests")
 
 
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:
@@ -36,10 +36,18 @@ def window(trace: Trace, start_s: float, end_s: float) -> Trace:
     if first == last:
         span = f"{trace.arrival_s[0]:.3f} s to {trace.arrival_s[-1]:.3f} s" if len(trace) else "nothing"
         raise TraceError(f"trace '{trace.name}': nothing arrives from {start_s} s to {end_s} s; it covers {span}")
-    part = _rows(trace, int(first), int(last))
+    part = _rows(trace, np.arange(first, last))
     return dataclasses.replace(
         part, source=f"{trace.source}; {start_s} s to {end_s} s", arrival_s=part.arrival_s - start_s
     )
+
+
+def chosen(trace: Trace, rows: np.ndarray) -> Trace:
+    """The requests that `rows` is true for (bool [N]), at their own times.
+
+    Sessions and clients are numbered anew; turns keep their number.
+    """
+    return _rows(trace, np.flatnonzero(rows))
 
 
 def scaled(trace: Trace, time_scale: float) -> Trace:
@@ -63,17 +71,25 @@ def with_stated_limit(trace: Trace, limit_tokens: int | np.ndarray) -> Trace:
     return dataclasses.replace(trace, answer_tokens=answers, output_tokens=np.maximum(answers, limit_tokens))
 
 
-def _rows(trace: Trace, first: int, last: int) -> Trace:
-    """Rows [first, last) of every column."""
+def _rows(trace: Trace, rows: np.ndarray) -> Trace:
+    """The rows of these numbers, int [M], of every column."""
     parts = {}
     for field in dataclasses.fields(trace):
         value = getattr(trace, field.name)
         if isinstance(value, Ragged):
-            offsets = value.offsets[first : last + 1]
-            parts[field.name] = Ragged(value.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-        elif isinstance(value, np.ndarray | tuple):
-            parts[field.name] = value[first:last]
+            parts[field.name] = _ragged_rows(value, rows)
+        elif isinstance(value, np.ndarray):
+            parts[field.name] = value[rows]
+        elif isinstance(value, tuple):
+            parts[field.name] = tuple(value[row] for row in rows.tolist())
     for column in ("session", "client"):
         if column in parts:
             parts[column] = dense(parts[column].tolist())
     return dataclasses.replace(trace, **parts)
+
+
+def _ragged_rows(ragged: Ragged, rows: np.ndarray) -> Ragged:
+    lengths = np.diff(ragged.offsets)[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    places = np.repeat(ragged.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return Ragged(ragged.values[places], offsets)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from nanoserve.specs.errors import nearest
 from nanoserve.trace import arrivals, servegen
+from nanoserve.trace.chatbot import MEAN_RATE_RPS, chatbot_week
 from nanoserve.trace.columns import UNITS_PER_S
 from nanoserve.trace.lengths import Lengths, LogNormal, Quantiles
 from nanoserve.trace.load import ClosedLoop, OpenLoop
@@ -19,15 +20,24 @@ from nanoserve.trace.readers import read_trace
 from nanoserve.trace.slices import head, scaled, window, with_stated_limit
 from nanoserve.trace.synth import Sessions, SynthSpec, synthesize
 from nanoserve.trace.types import MAX_TOKENS, Trace
+from nanoserve.trace.week import synthesize_week
 
 LOOPS = ("open", "closed")
 ARRIVALS = ("poisson", "gamma", "onoff", "diurnal")
+WEEK = "chatbot_week"
 _POSITIVE = ("time_scale", "requests", "burst_s", "period_s")
 _POSITIVE_OR_NONE = (
     *("limit", "clients", "rate_rps", "cv"),
     *("prompt_median_tokens", "output_median_tokens", "stated_limit_tokens"),
 )
 _NOT_NEGATIVE = ("start_s", "think_time_s", "session_think_s", "prompt_sigma", "output_sigma", "seed")
+_NOT_OF_A_WEEK = (
+    *("arrivals", "cv", "burst_factor", "burst_share", "burst_s", "amplitude", "period_s", "correlation"),
+    *("prompt_median_tokens", "prompt_sigma", "max_prompt_tokens"),
+    *("output_median_tokens", "output_sigma", "max_output_tokens"),
+    *("mean_turns", "session_think_s", "max_context_tokens"),
+)
+_NAMES = {"loop": LOOPS, "arrivals": ARRIVALS, "preset": (*PRESETS, WEEK), "time_unit": tuple(UNITS_PER_S)}
 _RANGES = {
     "amplitude": (0, 1),
     "correlation": (-1, 1),
@@ -51,7 +61,8 @@ class TraceSource:
       time_scale: multiplies arrival times, after the window; 0.5 doubles the rate.
       loop: `open` sends at the trace's times; `closed` keeps `clients` requests under way.
       clients, think_time_s: of the closed loop.
-      preset: the generator's starting point, a name in `presets.PRESETS`.
+      preset: the generator's starting point, a name in `presets.PRESETS`; or `chatbot_week` (`trace.chatbot`), of which
+        only `requests`, `rate_rps` and `seed` can be chosen: its arrivals, lengths and sessions are its own.
       requests: how many to generate.
       rate_rps: mean arrival rate of requests; None keeps the preset's.
       arrivals: `poisson`, `gamma`, `onoff` or `diurnal`.
@@ -109,7 +120,12 @@ class TraceSource:
         for field, (low, high) in _RANGES.items():
             value = getattr(self, field)
             require(self, field, value is None or low <= value <= high, f"from {low:,} to {high:,}")
-        for field, valid in (("loop", LOOPS), ("arrivals", ARRIVALS), ("preset", PRESETS), ("time_unit", UNITS_PER_S)):
+        for field, valid in (
+            ("loop", LOOPS),
+            ("arrivals", ARRIVALS),
+            ("preset", (*PRESETS, WEEK)),
+            ("time_unit", UNITS_PER_S),
+        ):
             value = getattr(self, field)
             hint = nearest(str(value), valid).split(" Valid")[0]
             optional = field == "time_unit" and value is None
@@ -118,6 +134,9 @@ class TraceSource:
 
     def _check_pairs(self):
         """Checks fields that only mean something beside another."""
+        for field in dataclasses.fields(self) if self.preset == WEEK else ():
+            good = field.name not in _NOT_OF_A_WEEK or getattr(self, field.name) == field.default
+            require(self, field.name, good, f"left out: preset '{WEEK}' has its own")
         require(self, "end_s", self.end_s is None or self.end_s > self.start_s, f"above start_s = {self.start_s}")
         require(self, "clients", self.loop == "open" or self.clients is not None, "set when loop = 'closed'")
         require(
@@ -172,6 +191,9 @@ def _from_servegen(rates_path: str, lengths_path: str, source: TraceSource) -> T
 
 
 def _generated(source: TraceSource) -> Trace:
+    if source.preset == WEEK:
+        rate_rps = MEAN_RATE_RPS if source.rate_rps is None else source.rate_rps
+        return synthesize_week(chatbot_week(source.requests, rate_rps), source.seed)
     base = PRESETS[source.preset]
     spec = SynthSpec(
         name=source.preset,

@@ -100,7 +100,7 @@ def synthesize(spec: SynthSpec, seed: int) -> Trace:
         output_tokens=output[order],
         session=session[order],
         turn=turn[order],
-        prefix_hashes=_growing_prefixes(session[order], prompt[order]),
+        prefix_hashes=growing_prefixes(session[order], prompt[order]),
         prefix_block_tokens=SESSION_BLOCK_TOKENS,
     ).validated()
 
@@ -144,8 +144,15 @@ def _since_start_s(turn: np.ndarray, think_time_s: float, rng: np.random.Generat
     return total_s - total_s[first]
 
 
-def _growing_prefixes(session: np.ndarray, prompt: np.ndarray) -> Ragged:
-    """Whole-block ids: each session has a run of ids of its own, and a prompt is the start of that run."""
+def growing_prefixes(session: np.ndarray, prompt: np.ndarray) -> Ragged:
+    """Hashes of prompts that only grow: each session has a run of ids of its own, and a prompt is the start of it.
+
+    Args:
+      session: int64 [N], dense. prompt: int64 [N], tokens.
+
+    Returns:
+      Ids of the whole blocks of `SESSION_BLOCK_TOKENS` tokens of every prompt.
+    """
     blocks = prompt // SESSION_BLOCK_TOKENS
     longest = np.zeros(session.max() + 1, np.int64)
     np.maximum.at(longest, session, blocks)

@@ -40,6 +40,7 @@ class Trace:
       prompt_tokens, output_tokens: int64 [N], at least 1 each; the second is the limit that the client states.
       answer_tokens: int64 [N], where an answer ends by itself, at most `output_tokens`; None: at the limit.
       session, turn, client, priority: int64 [N] or None. Sessions and clients are dense numbers from 0, turns from 0.
+      region: where each request came from, by name, or None.
       prefix_hashes: ids of whole prompt blocks (equal id at equal depth = same prefix), or None.
       prefix_block_tokens: tokens per hashed block, or None.
       prompt_ids, output_ids: token ids, or None.
@@ -56,6 +57,7 @@ class Trace:
     turn: np.ndarray | None = None
     client: np.ndarray | None = None
     priority: np.ndarray | None = None
+    region: tuple[str, ...] | None = None
     prefix_hashes: Ragged | None = None
     prefix_block_tokens: int | None = None
     prompt_ids: Ragged | None = None

@@ -13,6 +13,7 @@ from nanoserve.specs.config import load
 from tests.experiments.conftest import FILES, REAL, SIMULATED, Command, refusal
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+LOGS = ("api", "telemetry", "app", "errors", "sample")
 
 
 def _needs_weights(config: str) -> None:
@@ -28,8 +29,9 @@ def test_a_shipped_config_runs_simulated_and_leaves_a_whole_folder(command: Comm
     _needs_weights(config)
     ended = command(f"--config={config}", "--executor=roofline", "--set=TraceSource.requests=20")
     assert ended.code == 0 and not ended.err
-    assert ended.files == FILES | {"DONE"}
-    assert set((ended.folder / "DONE").read_text().split()) == FILES
+    logs = {f"logs/{name}.parquet" for name in LOGS} if config.startswith("lab_") else set()
+    assert ended.files == FILES | {"DONE"} | {"logs" for _ in logs}
+    assert set((ended.folder / "DONE").read_text().split()) == FILES | logs
     assert ended.out.endswith(f"{ended.folder}\n")
     assert ended.folder.parent.name == config
     summary = ended.summary

@@ -8,7 +8,7 @@ from nanoserve.experiment import CONFIG_CLASSES, resolve
 from nanoserve.specs.config import load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-EXPERIMENTS = sorted([*CONFIGS.glob("*.gin"), *CONFIGS.glob("ablations/*.gin")])
+EXPERIMENTS = sorted([*CONFIGS.glob("*.gin"), *CONFIGS.glob("ablations/*.gin"), *CONFIGS.glob("lab/*.gin")])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -62,6 +62,7 @@ def full_trace() -> Trace:
         turn=np.array([0, 0, 1]),
         client=np.array([0, 0, 1]),
         priority=np.array([2, -1, 0]),
+        region=("here", "there", "here"),
         prefix_hashes=ragged([[7, 8], [], [7, 8, 9]]),
         prefix_block_tokens=4,
         prompt_ids=ragged([[1] * 10, [2] * 10, [3] * 10]),
