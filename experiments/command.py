@@ -27,6 +27,7 @@ def run(
     manual: str | None,
     define: Callable[[flags.FlagValues], None],
     body: Callable[[flags.FlagValues], int],
+    rest: str = "",
 ) -> int:
     """Runs a command.
 
@@ -35,12 +36,13 @@ def run(
       manual: what `--help` prints above the flags.
       define: defines the command's flags.
       body: the command itself; returns its exit code.
+      rest: the repeatable flag that arguments without a name are values of; empty: there may be none.
 
     Returns:
       The exit code: the body's, 2 after an error that the user can mend, 130 when interrupted.
     """
     try:
-        asked = parse(arguments, define)
+        asked = parse(arguments, define, rest)
         if asked.help:
             print(manual)
             print(asked.get_help())
@@ -54,8 +56,8 @@ def run(
         return EXIT_INTERRUPTED
 
 
-def parse(arguments: Sequence[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
-    """Returns the flags of a command, `--help` among them.
+def parse(arguments: Sequence[str], define: Callable[[flags.FlagValues], None], rest: str = "") -> flags.FlagValues:
+    """Returns the flags of a command, `--help` among them; `rest` is as for `run`.
 
     Raises:
       ConfigError: an unknown flag, a value it does not take, or an argument that is no flag.
@@ -63,12 +65,15 @@ def parse(arguments: Sequence[str], define: Callable[[flags.FlagValues], None]) 
     own = flags.FlagValues()
     define(own)
     flags.DEFINE_bool("help", False, "show this help", flag_values=own, short_name="h")
+    own.set_gnu_getopt(bool(rest))  # so that flags may stand behind arguments, too
     try:
-        rest = own(arguments)
+        _, *unnamed = own(arguments)
     except flags.Error as error:
         raise ConfigError(f"{error}. See --help") from error
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument '{rest[1]}'. Flags are written --name=value; see --help")
+    if rest:
+        own[rest].value = [*(own[rest].value or ()), *unnamed]
+    elif unnamed:
+        raise ConfigError(f"unexpected argument '{unnamed[0]}'. Flags are written --name=value; see --help")
     return own
 
 

@@ -1,0 +1,85 @@
+"""Which causes a service's logs name, in order, and what remains that none of them explains.
+
+What remains is the load itself: bursts that stand in line, long prompts ahead of short ones, batches that slow one
+another down. It is told beside the causes and never ranked among them, since no fault is there to mend: if it is too
+much, the answer is capacity. Next: `counterfactual`, which replays the config without a cause.
+"""
+
+import dataclasses
+
+from nanoserve.analysis.failures.case import Case
+from nanoserve.analysis.failures.cause import Cause
+from nanoserve.analysis.failures.hypotheses import HYPOTHESES
+from nanoserve.analysis.finding import Finding, not_computed
+from nanoserve.analysis.service import Service
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The causes of one service.
+
+    Attributes:
+      ranked: all hypotheses, by score, those that could not be weighed last. lost: share of the service that is lost.
+      rows: requests behind it.
+    """
+
+    ranked: tuple[Cause, ...]
+    lost: float
+    rows: int
+
+    @property
+    def named(self) -> tuple[Cause, ...]:
+        """The causes that explain enough, surely enough, first the one that explains most."""
+        return tuple(cause for cause in self.ranked if cause.named)
+
+    @property
+    def left(self) -> float:
+        """Share of the service that is lost to none of them: what the load costs on this machine."""
+        return max(0.0, self.lost - sum(cause.explained * cause.strength for cause in self.named))
+
+    def findings(self) -> list[Finding]:
+        """`causes.ranking`, then one finding a cause, in order."""
+        if not self.rows:
+            return [not_computed("causes.ranking", "Causes", "there are no requests")]
+        return [self._ranking(), *(cause.finding(self.rows) for cause in self.ranked)]
+
+    def _ranking(self) -> Finding:
+        scores = {cause.name: cause.score for cause in self.ranked if cause.missing is None}
+        return Finding(
+            key="causes.ranking",
+            title=self._title(),
+            rows=self.rows,
+            values={
+                "named": [cause.name for cause in self.named],
+                "lost_share": self.lost,
+                "left_to_load": self.left,
+                "scores": scores,
+                "not_weighed": [cause.name for cause in self.ranked if cause.missing is not None],
+            },
+            because=(
+                f"A failed request loses 1, one that took twice its time 0.5; the mean over {self.rows:,} is "
+                f"{self.lost:.2%}.",
+                "A score is the share that a cause explains, times how surely the logs show it at work.",
+                f"{self.left:.2%} is left to the load itself: lines behind bursts and long prompts, and full batches.",
+            ),
+        )
+
+    def _title(self) -> str:
+        if not self.named:
+            return f"No cause is named: {self.lost:.1%} of the service is lost, and none of the faults shows"
+        first, rest = self.named[0], len(self.named) - 1
+        others = f", and {rest} more" if rest else ""
+        return f"First cause: {first.says} ({first.score:.1%} of the service{others})"
+
+
+def diagnose(service: Service) -> Diagnosis:
+    """Weighs every hypothesis against the logs.
+
+    Args:
+      service: its logs.
+    """
+    case = Case(service)
+    rows = service.requests.height
+    causes = [hypothesis(case) for hypothesis in HYPOTHESES] if rows else []
+    ranked = sorted(causes, key=lambda cause: (cause.missing is not None, -cause.score, cause.name))
+    return Diagnosis(ranked=tuple(ranked), lost=case.loss.mean, rows=rows)

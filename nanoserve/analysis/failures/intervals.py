@@ -1,0 +1,59 @@
+"""Intervals for shares and slopes: how sure a figure of a log is.
+
+Source: Wilson, "Probable inference, the law of succession, and statistical inference" (JASA 22, 1927); Sen, "Estimates
+of the regression coefficient based on Kendall's tau" (JASA 63, 1968), by way of SciPy.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value and the interval that holds it at 95% confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The Wilson interval of shares.
+
+    Args:
+      successes, trials: [M]; trials at least 1.
+
+    Returns:
+      low, high: float [M].
+    """
+    z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    share, trials = successes / trials, np.asarray(trials, dtype=np.float64)
+    centre = share + z**2 / (2 * trials)
+    spread = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    return np.maximum((centre - spread) / scale, 0.0), np.minimum((centre + spread) / scale, 1.0)
+
+
+def robust_slope(x: np.ndarray, y: np.ndarray) -> Estimate:
+    """The median slope between points (Theil and Sen), with the interval that Kendall's tau gives it.
+
+    Args:
+      x, y: float [M], at least 3 points with different x.
+    """
+    slope, _, low, high = np.asarray(stats.theilslopes(y, x, alpha=CONFIDENCE), dtype=np.float64)
+    return Estimate(float(slope), float(low), float(high))
+
+
+def mean_of_blocks(values: np.ndarray) -> Estimate:
+    """A mean over blocks of time that stand for themselves, by Student's t.
+
+    Args:
+      values: float [M], at least 2.
+    """
+    middle, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    return Estimate(middle, middle - reach, middle + reach)

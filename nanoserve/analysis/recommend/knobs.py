@@ -1,0 +1,309 @@
+"""The knobs that a recommendation turns: for each, the values worth trying here, and the findings that speak about it.
+
+A knob is data: a name, the options, and prefixes of the keys of findings. An option is a change to an experiment, so
+that one that touches several fields at once (pages of another size are another number of pages) stays one option. The
+order of `knobs_for` is the order in which they are turned: what decides about memory first, then how work is ordered,
+then how the chips are divided. Next: `search`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from nanoserve.experiment import Experiment
+from nanoserve.report.slo import Slo
+from nanoserve.roofline.memory import num_pages
+from nanoserve.roofline.transfer import swap_seconds
+from nanoserve.specs.chip_registry import chip
+from nanoserve.specs.chips import ClusterSpec
+from nanoserve.specs.errors import CapacityError, ConfigError
+from nanoserve.specs.models import ModelSpec
+from nanoserve.trace.types import Trace
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A value of a knob: its label, and the fields that it sets, by their name in a config."""
+
+    label: str
+    fields: Mapping[str, Any]
+
+    def applied(self, experiment: Experiment) -> Experiment:
+        """The experiment with these fields."""
+        parts: dict[str, dict[str, Any]] = {}
+        for key, value in self.fields.items():
+            owner, field = key.split(".")
+            parts.setdefault(_PARTS[owner], {})[field] = value
+        changed = {part: dataclasses.replace(getattr(experiment, part), **fields) for part, fields in parts.items()}
+        return dataclasses.replace(experiment, **changed)
+
+    def holds(self, experiment: Experiment) -> bool:
+        """Whether the experiment has these values already."""
+        return all(_same(value_of(experiment, key), value) for key, value in self.fields.items())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knob:
+    """What can be turned.
+
+    Attributes:
+      name: short and stable, as in keys of findings. subject: in words.
+      settings: of an experiment, the values to try.
+      evidence: beginnings of the keys of findings that speak about it.
+      axis: what the values are, for the axis of a plot.
+    """
+
+    name: str
+    subject: str
+    settings: Callable[[Experiment], list[Setting]]
+    evidence: tuple[str, ...]
+    axis: str
+
+
+_PARTS = {"Engine": "engine", "Cluster": "cluster"}
+
+
+def value_of(experiment: Experiment, key: str) -> Any:
+    """The value of a field by its name in a config: `Engine.max_seqs`."""
+    owner, field = key.split(".")
+    return getattr(getattr(experiment, _PARTS[owner]), field)
+
+
+def setting_of(experiment: Experiment, keys: Iterable[str]) -> Setting:
+    """What an experiment has already, as a setting of a knob that sets these fields."""
+    fields = {key: value_of(experiment, key) for key in keys}
+    first = next(iter(fields.values()))
+    return Setting(
+        label="none" if first is None else f"{first:g}" if isinstance(first, float) else str(first), fields=fields
+    )
+
+
+def label_of(settings: Iterable[Setting], experiment: Experiment) -> str:
+    """What an experiment's value is called among the settings of a knob."""
+    settings = list(settings)
+    held = next((setting for setting in settings if setting.holds(experiment)), None)
+    return (held or setting_of(experiment, settings[0].fields)).label
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values mean the same; axes of a mesh that divide nothing do not count."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return {axis: size for axis, size in one.items() if size > 1} == {
+            k: size for k, size in other.items() if size > 1
+        }
+    return one == other
+
+
+def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
+    """The knobs that mean something for these requests.
+
+    Args:
+      trace: what is replayed. model: what answers. slo: what answers are judged by.
+    """
+    knobs = [
+        Knob(
+            name="allocator",
+            subject="How KV memory is handed out",
+            settings=lambda now: _each("Engine.allocator", ["paged", "contiguous"]),
+            evidence=("usage.blocks", "usage.memory", "failures.memory", "causes.contiguous"),
+            axis="allocator",
+        ),
+        Knob(
+            name="when_full",
+            subject="What happens when the memory is full",
+            settings=lambda now: _each("Engine.when_full", ["wait", "fail"]),
+            evidence=("failures.memory", "failures.kinds", "causes.no_admission"),
+            axis="when memory is full",
+        ),
+        Knob(
+            name="mesh",
+            subject="How the chips are divided",
+            settings=lambda now: _meshes(now, model),
+            evidence=("usage.machine", "failures.replicas"),
+            axis="replicas x chips of each",
+        ),
+        Knob(
+            name="memory",
+            subject="Device memory that is planned with",
+            settings=_planned_memory,
+            evidence=("usage.memory", "usage.machine"),
+            axis="share of device memory",
+        ),
+        Knob(
+            name="interval",
+            subject="The scheduling interval",
+            settings=lambda now: [
+                Setting(label=f"{ms:g}", fields={"Engine.interval_s": ms / 1e3}) for ms in (0, 1, 5, 10, 20, 50)
+            ],
+            evidence=("causes.interval", "causes.slow_interval", "anatomy.arrivals.gaps", "anatomy.arrivals"),
+            axis="scheduling interval (ms)",
+        ),
+        Knob(
+            name="batch",
+            subject="The batch size",
+            settings=lambda now: [_batch(now, seqs) for seqs in (16, 32, 64, 128, 256, 512)],
+            evidence=("usage.machine", "failures.queue"),
+            axis="most sequences at once",
+        ),
+        Knob(
+            name="chunk",
+            subject="Prompt tokens in one step",
+            settings=_chunks,
+            evidence=("anatomy.lengths.prompt", "anatomy.lengths", "usage.machine"),
+            axis="token budget of a step",
+        ),
+        Knob(
+            name="page",
+            subject="The page size",
+            settings=lambda now: [_page(now, tokens) for tokens in (8, 16, 32, 64, 128)],
+            evidence=("usage.blocks",),
+            axis="tokens in a page",
+        ),
+        Knob(
+            name="headroom",
+            subject="Memory kept free when a request starts",
+            settings=lambda now: [
+                Setting(label=f"{share:.0%}", fields={"Engine.free_page_watermark": share})
+                for share in (0.0, 0.01, 0.05, 0.1)
+            ],
+            evidence=("usage.memory", "usage.machine.headroom", "failures.memory"),
+            axis="share of the pages kept free",
+        ),
+        Knob(
+            name="preemption",
+            subject="What becomes of a victim's KV",
+            settings=lambda now: _preemptions(now, model),
+            evidence=("usage.memory", "failures.memory"),
+            axis="preemption",
+        ),
+        Knob(
+            name="order",
+            subject="Who is next in the queue",
+            settings=lambda now: _orders(slo),
+            evidence=("failures.queue", "anatomy.lengths"),
+            axis="order of the queue",
+        ),
+        Knob(
+            name="admission",
+            subject="The limit of the queue",
+            settings=lambda now: [
+                Setting(label=str(limit or "none"), fields={"Engine.queue_limit": limit})
+                for limit in (None, 512, 128, 32, 8)
+            ],
+            evidence=("failures.queue", "causes.no_admission", "failures.kinds"),
+            axis="most requests waiting",
+        ),
+    ]
+    if trace.session is not None:
+        knobs.append(_kept_sessions())
+    if trace.prefix_hashes is not None:
+        knobs.append(_prefix_cache())
+    return knobs
+
+
+def _kept_sessions() -> Knob:
+    return Knob(
+        name="kept_sessions",
+        subject="How long a conversation's KV is kept for its next turn",
+        settings=lambda now: [
+            Setting(label=f"{seconds:,.0f}", fields={"Engine.keep_session_s": seconds})
+            for seconds in (0.0, 30.0, 120.0, 600.0, 1800.0)
+        ],
+        evidence=("anatomy.sessions",),
+        axis="KV of a turn kept (s)",
+    )
+
+
+def _prefix_cache() -> Knob:
+    return Knob(
+        name="prefix_cache",
+        subject="Whether known prefixes are found again",
+        settings=lambda now: _each("Engine.prefix_cache", ["off", "lru", "cost"]),
+        evidence=("anatomy.prefix",),
+        axis="prefix cache, and what it evicts first",
+    )
+
+
+def _each(key: str, values: list[str]) -> list[Setting]:
+    return [Setting(label=value, fields={key: value}) for value in values]
+
+
+def _batch(now: Experiment, seqs: int) -> Setting:
+    """Every running sequence needs a token of the step's budget."""
+    budget = max(now.engine.max_step_tokens, seqs * now.engine.row_tokens)
+    return Setting(label=str(seqs), fields={"Engine.max_seqs": seqs, "Engine.max_step_tokens": budget})
+
+
+def _chunks(now: Experiment) -> list[Setting]:
+    least = now.engine.max_seqs * now.engine.row_tokens
+    return [
+        Setting(label=f"{tokens:,}", fields={"Engine.max_step_tokens": tokens, "Engine.prefill_chunk_tokens": None})
+        for tokens in (512, 1024, 2048, 4096, 8192, 16384)
+        if tokens >= least
+    ]
+
+
+def _page(now: Experiment, tokens: int) -> Setting:
+    """Pages of another size in the same memory."""
+    fields: dict[str, Any] = {"Engine.page_tokens": tokens}
+    if now.engine.num_pages is not None:
+        fields["Engine.num_pages"] = max(1, now.engine.num_pages * now.engine.page_tokens // tokens)
+    return Setting(label=str(tokens), fields=fields)
+
+
+def _planned_memory(now: Experiment) -> list[Setting]:
+    """Nothing to choose where the number of pages is set by hand."""
+    if now.engine.num_pages is not None:
+        return []
+    return [Setting(label=f"{share:.0%}", fields={"Engine.hbm_utilization": share}) for share in (0.8, 0.85, 0.9, 0.95)]
+
+
+def _preemptions(now: Experiment, model: ModelSpec) -> list[Setting]:
+    """Swapping needs a published host link."""
+    try:
+        spec = ClusterSpec(chip=chip(now.cluster.chip), mesh=now.cluster.mesh)
+        swap_seconds(model, spec, now.precision, 1)
+    except ConfigError:
+        return []
+    return _each("Engine.preemption", ["recompute", "swap", "cheaper"])
+
+
+def _orders(slo: Slo) -> list[Setting]:
+    """A deadline is when the objective wants a first token."""
+    plain = [
+        Setting(label=name.replace("_", " "), fields={"Engine.policy": name, "Engine.deadline_s": None})
+        for name in ("fcfs", "shortest_first")
+    ]
+    due = {"Engine.policy": "deadline", "Engine.deadline_s": slo.ttft_s}
+    return [*plain, Setting(label="deadline", fields=due)]
+
+
+def _meshes(now: Experiment, model: ModelSpec) -> list[Setting]:
+    """The same chips as more or fewer replicas, where the weights fit and the pool is not set by hand."""
+    mesh = now.cluster.mesh
+    chips = mesh.get("data", 1) * mesh.get("tensor", 1)
+    if now.engine.num_pages is not None or set(mesh) - {"data", "tensor"} or now.disaggregation.decode_mesh is not None:
+        return []
+    divided = [{"data": chips // ways, "tensor": ways} for ways in (1, 2, 4, 8, 16) if chips % ways == 0]
+    return [
+        Setting(label=f"{each['data']} x {each['tensor']}", fields={"Cluster.mesh": each})
+        for each in divided
+        if _fits(now, model, each)
+    ]
+
+
+def _fits(now: Experiment, model: ModelSpec, mesh: Mapping[str, int]) -> bool:
+    engine = now.engine
+    try:
+        num_pages(
+            model,
+            ClusterSpec(chip=chip(now.cluster.chip), mesh=mesh),
+            now.precision,
+            page_tokens=engine.page_tokens,
+            hbm_utilization=engine.hbm_utilization,
+            max_step_tokens=engine.max_step_tokens,
+            max_seqs=engine.max_seqs,
+        )
+    except (CapacityError, ConfigError):
+        return False
+    return True
