@@ -77,6 +77,28 @@ def parse(arguments: Sequence[str], define: Callable[[flags.FlagValues], None], 
     return own
 
 
+def page(arguments: Sequence[str], manual: str | None, path: Path, made: Callable[[], str]) -> int:
+    """Runs a command that writes a page from committed figures, or with `--check` says whether it is what they give.
+
+    Args:
+      arguments, manual: as for `run`. path: of the page. made: makes its text.
+    """
+
+    def define(own: flags.FlagValues) -> None:
+        flags.DEFINE_bool("check", False, "write nothing; exit code 1 if the page is out of date", flag_values=own)
+
+    def body(asked: flags.FlagValues) -> int:
+        text = made()
+        if not asked.check:
+            write_text("the page", path, text)
+            return 0
+        same = path.is_file() and path.read_text() == text
+        print(f"{path.name} is {'what' if same else 'not what'} its figures give")
+        return 0 if same else EXIT_FAILED
+
+    return run(arguments, manual, define, body)
+
+
 def known(flag: str, what: str, names: Iterable[str], valid: Iterable[str]) -> None:
     """Checks the names given to a flag.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments import command
 from experiments.parallelism_text import COMPARED, DIFFERENCES, INTRODUCTION, PROCESSES
 from nanoserve.executors.aot import Workload
 from nanoserve.executors.aot_expected import Setting, roofline_parts, step_counts
@@ -71,13 +72,7 @@ NOTABLE_SHARE = 0.001  # of the bytes that a step's collectives move
 
 def main(arguments: Sequence[str]) -> int:
     """Writes or checks the page; returns the exit code."""
-    text = page()
-    if "--check" in arguments:
-        same = PAGE.is_file() and PAGE.read_text() == text
-        print(f"{PAGE.relative_to(REPOSITORY)} is {'what' if same else 'not what'} its figures give")
-        return 0 if same else 1
-    PAGE.write_text(text)
-    return 0
+    return command.page(arguments, __doc__, PAGE, page)
 
 
 def page() -> str:

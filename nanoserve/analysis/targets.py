@@ -61,6 +61,10 @@ def _maximum(c: Comparison) -> bool:
     return c.source == "TensorRT-LLM 0.17"
 
 
+def _v6e(c: Comparison) -> bool:
+    return c.chip == "tpu_v6e"
+
+
 def _log(held_out: bool) -> Callable[[Comparison], bool]:
     return lambda c: c.source.startswith("log ") and held_out == (not c.training)
 
@@ -86,20 +90,8 @@ TARGETS = (
         statistic="mean_abs",
         limit=0.15,
     ),
-    Target(
-        rows="TPU v6e, Llama-70B",
-        belongs=lambda c: c.chip == "tpu_v6e",
-        metric="tpot",
-        statistic="mean_abs",
-        limit=0.10,
-    ),
-    Target(
-        rows="TPU v6e, Llama-70B",
-        belongs=lambda c: c.chip == "tpu_v6e",
-        metric="throughput",
-        statistic="mean_abs",
-        limit=0.10,
-    ),
+    Target(rows="TPU v6e, Llama-70B", belongs=_v6e, metric="tpot", statistic="mean_abs", limit=0.10),
+    Target(rows="TPU v6e, Llama-70B", belongs=_v6e, metric="throughput", statistic="mean_abs", limit=0.10),
     *_of_a_log("vLLM, request by request", _log(held_out=False)),
     *_of_a_log("vLLM, request by request: held-out requests", _log(held_out=True)),
 )
