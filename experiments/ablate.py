@@ -64,6 +64,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "running": lambda row: f"{row.summary.running_mean:.0f}",
     "preempted": lambda row: f"{row.summary.preemptions:,}",
     "refused": lambda row: f"{row.summary.finish_reasons['refused']:,}",
+    "out of memory": lambda row: f"{row.summary.finish_reasons['out_of_memory']:,}",
     "KV utilisation": lambda row: f"{row.summary.kv_utilization:.1%}",
     "from cache": lambda row: f"{row.hit_share:.1%}",
     "padding": lambda row: f"{1 - row.summary.useful_tokens / row.summary.executed_tokens:.0%}",
@@ -86,8 +87,7 @@ with TTFT within 2 s and TPOT within 200 ms (MLPerf's limits of Llama 2 70B). *K
 positions held, *from cache* the share of prompt tokens that a prefix cache had, *padding* the share of tokens through
 the layers that nobody asked for. A member of a static batch has its answer when the batch ends. The conversation log
 has lengths only, so prefix caches are in the second table alone. `speculative_ngram` is told how often a guess is
-right; docs/speculation.md has what was measured. `pipeline_2` is priced as a pipeline that is always full: the bubble
-that an executed one has at every step is not in it.
+right; docs/speculation.md has what was measured.
 
 `docs/scheduling.md` has more rows about the scheduler, and the highest rate that each kind of batching keeps at an
 equal 95th percentile.

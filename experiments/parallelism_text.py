@@ -33,7 +33,8 @@ COMPARED = """
 On eight virtual devices of a CPU, in float32, against the same model on one device: tokens equal, log-probabilities
 within 1e-5, for prompts, mixed steps, decode steps and loops, greedy and drawn (`tests/model/test_parallel.py`;
 `NANOSERVE_ALL_LAYOUTS=1` adds layouts and kinds of steps, int8 weights and pages among them). SmolLM2 gives its
-reference's tokens on six devices (`tests/executors/test_parallel_smollm2.py`).
+reference's tokens on six devices, and four replicas of two stages on eight
+(`tests/executors/test_parallel_smollm2.py`; the eight with `NANOSERVE_ALL_LAYOUTS=1`, seven minutes of compiling).
 """
 
 DIFFERENCES = """
@@ -43,9 +44,9 @@ DIFFERENCES = """
 
 - `Cluster.expert_divides = 'sequences'`, the default, gives each group of experts sequences of its own, and sends
   tokens to their experts and back. It is priced only; `'heads'` is priced and executed.
-- A pipeline is priced as full: the next step enters as this one leaves. Executed, a step ends before the next begins,
-  so that S stages take (2 S - 1) / S times the price, 1.5 times with two. An idle stage goes through its layers with
-  tokens that write nowhere and attend to nothing.
+- A step of a pipeline ends before the next begins: S stages take 2 S - 1 turns and work in S of them, so that layers
+  take 1.5 times as long with two stages. Calibrated prices have those turns. Datasheet limits, as above, do not: an
+  engine with several batches under way could fill them.
 - The stream that leaves the last stage is summed over all stages, once a step; that is not priced. The head that a
   price puts on the last stage is shared by all chips, which is less work and as much memory.
 - For GPUs and CPUs, XLA multiplies every pair with every expert that a chip holds; the price is of the chosen ones.

@@ -14,7 +14,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # concurrency, such programs fill XLA's pool of one thread a core, and then wait for each other for ever.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# No test asserts a time, not even that an example took less than a fifth of a second on a busy machine.
+hypothesis.settings.register_profile(
+    "nanoserve", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("nanoserve")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -5,10 +5,9 @@ A step is cut into microbatches, as many as stages, so that all stages work at o
 have written. Where one of the step's parts does not divide, the whole step is one microbatch.
 
 A step ends before the next begins, so of its `M + S - 1` turns a stage works in M and idles in the others: it goes
-through its layers with tokens that write nowhere and attend to nothing. `roofline.split` prices a full pipeline, which
-has no such turns: S microbatches take `(2 S - 1) / S` times their price here, and a step that is not cut S turns with
-all of its tokens. Nor is it priced that the stream of the last stage is summed over all, once a step: embedding, head
-and sampling are shared by all chips, and each needs it.
+through its layers with tokens that write nowhere and attend to nothing. `roofline.split` prices those turns, too. It
+does not price that the stream of the last stage is summed over all, once a step: embedding, head and sampling are
+shared by all chips, and each needs it.
 
 Along the other axes of the mesh the stage is compiled as it is without a pipeline. Next: `decoder.through_stage`, what
 a stage does; `attention`.

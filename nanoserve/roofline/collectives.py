@@ -31,7 +31,8 @@ def collectives(work: Work) -> Iterator[Op]:
 def all_reduce(work: Work) -> Op:
     """Two sums of the residual stream per layer: after `o` and after `down`."""
     message = 2 * work.layers() * work.new_tokens * work.model.hidden * work.activation_bytes
-    return _over(_sharing(work), "tensor", "all_reduce", "all_reduce", message, 2 * work.layers() * work.passes)
+    op = _over(_sharing(work), "tensor", "all_reduce", "all_reduce", message, 2 * work.layers() * work.passes)
+    return dataclasses.replace(op, idle=work.idle)
 
 
 def gather_logits(work: Work) -> Op:
@@ -50,13 +51,15 @@ def exchange(work: Work, moe: MoeSpec, name: str) -> Op:
     layers = work.layers(work.model.layers - moe.dense_layers)
     reached = groups_reached(moe.experts, moe.top_k, groups) * groups / (groups - 1)  # a ring's message counts itself
     message = layers * work.new_tokens * reached * work.model.hidden * work.activation_bytes
-    return _over(work.cluster, "expert", name, "all_to_all", message, layers * work.passes)
+    op = _over(work.cluster, "expert", name, "all_to_all", message, layers * work.passes)
+    return dataclasses.replace(op, idle=work.idle)
 
 
 def send(work: Work) -> Op:
     """The residual stream to the next stage, once a microbatch; a chip sends to the one in its own place there."""
     message = work.new_tokens * work.model.hidden * work.activation_bytes
-    return _over(work.cluster, "pipeline", "send", "send", message, work.passes)
+    op = _over(work.cluster, "pipeline", "send", "send", message, work.passes)
+    return dataclasses.replace(op, idle=work.idle)
 
 
 def _sharing(work: Work) -> ClusterSpec:

@@ -34,6 +34,8 @@ class Op:
       heads: of attention, the chip's query heads, its KV heads and their size: what a measured table is looked up by;
         None where no table can be asked (windows, latents).
       ways, link_share: of a collective, its chips, and what its pattern and topology leave of the best all-reduce.
+      idle: of a pipeline, how long its stage waits besides while others are filled and emptied, as a share of the
+        operation's own time; None where there is no pipeline, or every stage does its part of the operation at once.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Op:
     heads: tuple[int, int, int] | None = None
     ways: int = 1
     link_share: float = 1.0
+    idle: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def _product(work: Work, matrix: Matrix) -> Op:
         launches=layers * work.passes,
         rows=matrix.rows,
         columns=matrix.columns,
+        idle=work.idle,
     )
 
 
@@ -113,6 +114,7 @@ def _experts(work: Work, matrix: Matrix) -> Op:
         launches=layers * work.passes,
         rows=matrix.rows,
         columns=matrix.columns,
+        idle=work.idle,
     )
 
 
@@ -134,6 +136,7 @@ def _decode_attention(work: Work) -> Op:
         launches=layers * work.passes * (counts.decode_seqs > 0),
         work_items=rows * shape.kv_heads,
         heads=_heads(work),
+        idle=work.attention_idle,
     )
 
 
@@ -162,6 +165,7 @@ def _prefill_attention(work: Work) -> Op:
         launches=layers * work.passes * (counts.prefill_seqs > 0),
         work_items=layers * counts.prefill_seqs * shape.kv_heads,
         heads=_heads(work),
+        idle=work.attention_idle,
     )
 
 
@@ -179,6 +183,7 @@ def _elementwise(work: Work) -> Op:
         weight_bytes=work.passes * vectors * work.rest_bytes,
         unfused_bytes=work.new_tokens * values * work.activation_bytes,
         launches=(norms + _OTHER_ELEMENTWISE) * layers * work.passes,
+        idle=work.idle,
     )
 
 

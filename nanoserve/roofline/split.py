@@ -14,18 +14,17 @@ Neighbouring chips share `tensor`, then `expert`, then `pipeline`, then `data`.
 replica; rates and costs of the cluster are `data` times that.
 
 **Pipeline.** A step is cut into microbatches, as many as there are stages, so that every stage has one to work on; each
-stage's weights are read once for each of them. The next step's first microbatch enters as soon as this step's has left,
-so a full pipeline has no bubble and a step takes what its busiest stage takes, which is taken to be the one with the
-head. A pipeline that has to be filled first, for a lone prompt, idles `bubble_share` of the time besides; no step is
-charged for that.
+stage's weights are read once for each of them. A step ends before the next begins, as in the executed engine
+(`model.pipeline`), because the scheduler wants to know its tokens: of `2 S - 1` turns a stage works in S and waits in
+the others. That is in the price (`Op.idle`), but not in speed-of-light times: an engine that keeps several batches
+under way fills its pipeline and comes closer to those. A step of fewer tokens than stages is not cut: it takes S turns.
 
 **Expert.** Sequences are divided evenly over the groups of the axis, so with fewer sequences than groups a price is too
 low. Experts are not: `moe` expects how many tokens the busiest group gets. With `expert_divides = "heads"` every group
 has all sequences, and a share of the heads (vLLM: expert parallelism without data-parallel attention).
 
-**What JAX executes** (`model.sharding`) is divided as priced here with two exceptions. Sequences are not divided over
-`expert`: that is priced only. And a step of a pipeline ends before the next begins, so that it does have the bubble: S
-stages take `(2 S - 1) / S` times the price (`model.pipeline`).
+**What JAX executes** (`model.sharding`) is divided as priced here with one exception: sequences are not divided over
+`expert`, that is priced only.
 
 Next: `links` (what the axes are wired with), `matrices`, `ops`.
 """
@@ -96,9 +95,9 @@ def split_of(cluster: ClusterSpec) -> Split:
     return Split(**cluster.mesh, expert_divides=cluster.expert_divides)
 
 
-def bubble_share(stages: int, microbatches: int) -> float:
-    """Returns the share of time that an empty pipeline idles while `microbatches` pass through its stages once.
+def idle_share(stages: int, microbatches: int) -> float:
+    """Returns how long a stage waits while microbatches pass through an empty pipeline, as a share of what it works.
 
-    Source: Huang et al., "GPipe", 2019, section 2.3.
+    Source: Huang et al., "GPipe", 2019, section 2.3, where it is a share of all turns.
     """
-    return (stages - 1) / (microbatches + stages - 1)
+    return (stages - 1) / microbatches

@@ -66,13 +66,16 @@ def bound_times(ops: Iterable[Op], cluster: ClusterSpec, calibration: Calibratio
 
 
 def op_times(op: Op, cluster: ClusterSpec, calibration: Calibration) -> BoundTimes:
-    """Returns the seconds of one operation class by bound.
+    """Returns the seconds of one operation class by bound; what a stage of a pipeline waits is overhead.
 
     Where a table was measured, its seconds, divided among the bounds as the constants would.
     """
     times = _by_constants(op, cluster, calibration)
     seconds = calibration.table.seconds(op) if calibration.table is not None else None
-    return times if seconds is None else _scaled(times, seconds)
+    times = times if seconds is None else _scaled(times, seconds)
+    if op.idle is None or calibration.mode == "sol":
+        return times
+    return times + BoundTimes(overhead=op.idle * times.total)
 
 
 def _by_constants(op: Op, cluster: ClusterSpec, calibration: Calibration) -> BoundTimes:

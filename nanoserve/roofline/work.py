@@ -10,7 +10,7 @@ import dataclasses
 
 from nanoserve.roofline.counts import Count, StepCounts
 from nanoserve.roofline.matrices import AttentionShape, attention_shape
-from nanoserve.roofline.split import Split, split_of
+from nanoserve.roofline.split import Split, idle_share, split_of
 from nanoserve.roofline.storage import dtype_bytes, kv_bytes_per_chip, rest_dtype
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec, full_attention_layers
@@ -46,6 +46,18 @@ class Work:
     def new_tokens(self) -> Count:
         """Tokens through each of the chip's layers, all steps together."""
         return self.counts.new_tokens
+
+    @property
+    def idle(self) -> Count | None:
+        """`Op.idle` of what every token goes through: a step of fewer tokens than stages is not cut."""
+        stages = self.split.pipeline
+        return None if stages == 1 else idle_share(stages, stages) * (self.tokens_per_pass >= 1)
+
+    @property
+    def attention_idle(self) -> Count | None:
+        """The same of attention, which is linear in the positions that it attends: as if it were always cut."""
+        stages = self.split.pipeline
+        return None if stages == 1 else idle_share(stages, stages)
 
     def layers(self, layers: int | None = None) -> int:
         """How many of `layers` layers of a kind the chip has; of all layers, without a number."""

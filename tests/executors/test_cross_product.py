@@ -130,7 +130,7 @@ def plans_of(engine, aborts: dict[int, list[int]]) -> Iterator[int]:
     yield plans[0]
 
 
-@settings(max_examples=SCHEDULES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=SCHEDULES, suppress_health_check=list(HealthCheck))
 @given(
     knobs=KNOBS,
     jobs=st.lists(JOB, min_size=1, max_size=MOST_REQUESTS),

@@ -21,7 +21,7 @@ def real_items(work: gpu_work.WorkList) -> np.ndarray:
 
 
 @hypothesis.given(kv_lens=lengths, window=st.sampled_from([None, 1, 20]))
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_decode_covers_every_visible_position_once_in_whole_blocks(kv_lens, window):
     cuts = decode_cuts(jnp.array(kv_lens, jnp.int32), splits=SPLITS, block_tokens=BLOCK, window=window)
     items = real_items(decode_work_list(cuts))
@@ -38,7 +38,7 @@ def test_decode_covers_every_visible_position_once_in_whole_blocks(kv_lens, wind
 
 
 @hypothesis.given(kv_lens=lengths, other=lengths)
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=20)
 def test_the_cuts_of_a_row_do_not_depend_on_the_other_rows(kv_lens, other):
     cuts = decode_cuts(jnp.array(kv_lens, jnp.int32), splits=SPLITS, block_tokens=BLOCK)
     changed = decode_cuts(jnp.array([kv_lens[0], *other[1:]], jnp.int32), splits=SPLITS, block_tokens=BLOCK)
@@ -46,7 +46,7 @@ def test_the_cuts_of_a_row_do_not_depend_on_the_other_rows(kv_lens, other):
 
 
 @hypothesis.given(kv_lens=lengths)
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=20)
 def test_the_longest_items_come_first_and_empty_ones_last(kv_lens):
     work = decode_work_list(decode_cuts(jnp.array(kv_lens, jnp.int32), splits=SPLITS, block_tokens=BLOCK))
     sizes = np.asarray(work.items_W4[:, 3] - work.items_W4[:, 2])
@@ -58,7 +58,7 @@ chunks = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=RO
 
 
 @hypothesis.given(chunks=chunks, padding=st.sampled_from([0, 1, 50]))
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_prefill_writes_every_token_once_and_padding_sees_nothing(chunks, padding):
     q_lens = np.array([new for _, new in chunks], np.int32)
     kv_lens = np.array([past + new for past, new in chunks], np.int32)

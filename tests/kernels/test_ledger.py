@@ -22,7 +22,7 @@ windows = st.sampled_from([None, 1, 7])
 
 
 @hypothesis.given(lengths=lengths, window=windows)
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=12)
 def test_decode_fetches_the_pages_of_the_tpu_kernels_work_list(lengths, window):
     items = np.asarray(tpu_work.decode_work(jnp.array(lengths), 1, window))[0]
     want = sum(pages(lo, hi) for lo, hi in zip(items[Field.LO], items[Field.HI], strict=True)) * P
@@ -33,7 +33,7 @@ chunks = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=1,
 
 
 @hypothesis.given(chunks=chunks, window=windows)
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=12)
 def test_prefill_fetches_the_pages_of_the_tpu_kernels_work_list(chunks, window):
     q_lens = np.array([new for _, new in chunks])
     kv_lens = np.array([past + new if new else 0 for past, new in chunks])
@@ -45,7 +45,7 @@ def test_prefill_fetches_the_pages_of_the_tpu_kernels_work_list(chunks, window):
 
 
 @hypothesis.given(chunks=chunks)
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=12)
 def test_prefill_fetches_the_pages_of_the_gpu_kernels_tiles(chunks):
     q_lens = np.array([new for _, new in chunks])
     kv_lens = np.array([past + new if new else 0 for past, new in chunks])

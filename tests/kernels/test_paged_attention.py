@@ -69,7 +69,7 @@ lengths = st.lists(st.integers(0, 40), min_size=4, max_size=4)
 
 
 @hypothesis.given(lengths=lengths, window=st.sampled_from([None, 7]), seed=st.integers(0, 99))
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=25)
 def test_decode_of_any_lengths_matches_the_oracle(lengths, window, seed):
     matches("decode", Shape(kv_lens=tuple(lengths), window=window, **SMALL), seed)
 
@@ -78,7 +78,7 @@ chunks = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=4,
 
 
 @hypothesis.given(chunks=chunks, window=st.sampled_from([None, 7]), seed=st.integers(0, 99))
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=25)
 def test_prefill_of_any_chunks_matches_the_oracle(chunks, window, seed):
     matches("prefill", promises.chunks_shape(chunks, window=window, **SMALL), seed)
 

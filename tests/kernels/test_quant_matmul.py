@@ -41,7 +41,7 @@ def oracle(x_TD, weight: QuantWeight, rows: str | None) -> np.ndarray:
 @pytest.mark.parametrize(("scheme", "group"), INTEGERS)
 @pytest.mark.parametrize("scale_dtype", SCALES)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 def test_an_integer_is_within_half_a_step_of_its_weight(scheme, group, scale_dtype, seed):
     w_DF = weights(seed)
     weight = quantise(jnp.asarray(w_DF), scheme, group, scale_dtype)
@@ -50,7 +50,7 @@ def test_an_integer_is_within_half_a_step_of_its_weight(scheme, group, scale_dty
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 def test_an_fp8_number_is_within_half_of_its_last_bit_of_its_weight(seed):
     w_DF = weights(seed)
     weight = quantise(jnp.asarray(w_DF), "fp8")

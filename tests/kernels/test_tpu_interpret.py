@@ -91,7 +91,7 @@ lengths = st.lists(st.integers(0, 40), min_size=3, max_size=3)
 
 
 @hypothesis.given(lengths=lengths, seed=st.integers(0, 99))
-@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.settings(max_examples=6)
 def test_decode_of_any_lengths_matches_the_oracle(lengths, seed):
     case = Case(kind="decode", shape=Shape(kv_lens=tuple(lengths), window=9, **SMALL))
     check(case, promises.padded(case.make(seed), **PADDED))
@@ -101,7 +101,7 @@ chunks = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12)), min_size=3,
 
 
 @hypothesis.given(chunks=chunks, seed=st.integers(0, 99))
-@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.settings(max_examples=6)
 def test_prefill_of_any_chunks_matches_the_oracle(chunks, seed):
     case = Case(kind="prefill", shape=promises.chunks_shape(chunks, **SMALL))
     check(case, promises.padded(case.make(seed), **PADDED))

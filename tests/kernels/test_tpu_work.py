@@ -22,7 +22,7 @@ def prefill_items(chunks, cores, window):
 
 
 @hypothesis.given(chunks=chunks, cores=st.sampled_from([1, 2]), window=st.sampled_from([None, 1, 3]))
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_every_token_belongs_to_one_item_that_spans_what_it_sees(chunks, cores, window):
     lists, kv_lens, cu = prefill_items(chunks, cores, window)
     owners = {}
@@ -43,7 +43,7 @@ def test_every_token_belongs_to_one_item_that_spans_what_it_sees(chunks, cores, 
 
 
 @hypothesis.given(chunks=chunks, cores=st.sampled_from([1, 2]))
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_tiles_come_in_order_each_core_has_its_share_and_links_lead_to_what_sees_something(chunks, cores):
     lists, _, _ = prefill_items(chunks, cores, None)
     share = TILES // cores

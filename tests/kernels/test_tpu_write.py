@@ -105,7 +105,7 @@ chunks = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 25)), min_size=1,
 
 
 @hypothesis.given(chunks=chunks, nowhere_first=st.booleans(), seed=st.integers(0, 99))
-@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.settings(max_examples=6)
 def test_any_chunks_are_where_the_scatter_puts_them(chunks, nowhere_first, seed):
     places = rows(chunks, 16, seed)
     places = padded(places[::-1])[::-1] if nowhere_first else padded(places)

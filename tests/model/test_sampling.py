@@ -122,7 +122,7 @@ top_ps = st.sampled_from([0.05, 0.5, 0.9, 1.0])
 
 
 @hypothesis.given(seed=st.integers(0, 999), top_k=st.integers(0, 40), top_p=top_ps, levels=st.integers(2, 40))
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_what_is_kept_is_what_a_sort_would_keep_ties_included(seed, top_k, top_p, levels):
     logits = np.random.default_rng(seed).integers(-levels, levels, (1, 32)).astype(np.float32) / 4
     ordered = np.sort(logits[0])[::-1].astype(np.float64)

@@ -134,7 +134,7 @@ def test_issued_must_equal_what_left():
         summarize(*_tiny_run(), issued=4)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10_000), rate_rps=st.floats(1.0, 60.0), pages=st.sampled_from([1500, 30_000]))
 def test_every_request_and_every_second_is_accounted_for(seed, rate_rps, pages):
     steps, requests = synthetic_run(seed, requests=60, rate_rps=rate_rps, pages=pages, timeout_s=2.0)
@@ -146,7 +146,7 @@ def test_every_request_and_every_second_is_accounted_for(seed, rate_rps, pages):
     assert summary.useful_tokens <= summary.executed_tokens
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10_000))
 def test_the_order_of_rows_changes_no_bit(seed):
     steps, requests = synthetic_run(11, requests=40, rate_rps=30.0, pages=1500)

@@ -147,6 +147,9 @@ def test_arrays_give_what_numbers_give(spec, cluster, precision, data):
         for many, one in zip(columns, step_ops(spec, cluster, precision, plan), strict=True):
             assert (many.name, many.kind, many.compute, many.heads) == (one.name, one.kind, one.compute, one.heads)
             for field in NUMBERS:
+                if getattr(one, field) is None:
+                    assert getattr(many, field) is None
+                    continue
                 value = np.broadcast_to(getattr(many, field), 3)[row]
                 assert value == pytest.approx(getattr(one, field), rel=1e-12), (one.name, field)
 

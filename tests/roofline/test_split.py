@@ -1,5 +1,7 @@
 """Mesh axes: what they divide, what stays the same whoever does it, and the pipeline's idle time."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,8 +10,8 @@ from nanoserve.roofline.calibration import constants_for
 from nanoserve.roofline.memory import memory_plan, weight_bytes_per_chip
 from nanoserve.roofline.op import Op, totals
 from nanoserve.roofline.ops import step_ops
-from nanoserve.roofline.split import Split, bubble_share, split_of
-from nanoserve.roofline.timing import bound_times
+from nanoserve.roofline.split import Split, idle_share, split_of
+from nanoserve.roofline.timing import bound_times, op_times
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec
 from nanoserve.specs.errors import ConfigError
@@ -150,5 +152,29 @@ def test_a_pipeline_that_is_filled_once_idles_the_textbook_share():
     stages, microbatches = 4, 4
     busy = {(stage + batch, stage) for stage in range(stages) for batch in range(microbatches)}
     slots = (max(time for time, _ in busy) + 1) * stages
-    assert bubble_share(stages, microbatches) == pytest.approx(1 - len(busy) / slots)
-    assert bubble_share(1, 8) == 0
+    idle = idle_share(stages, microbatches)
+    assert idle / (1 + idle) == pytest.approx(1 - len(busy) / slots)
+    assert idle_share(1, 8) == 0
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_a_step_of_a_pipeline_takes_its_turns_and_the_light_needs_no_more_than_its_work(stages):
+    """2 S - 1 turns of which S are work: whatever passes the layers takes so much longer; the head does not."""
+    cluster = mesh(pipeline=stages, tensor=2)
+    ops = step_ops(LLAMA, cluster, make.BF16, PLAN)
+    for mode, turns in (("calibrated", 2 * stages - 1), ("sol", stages)):
+        constants = constants_for(cluster.chip, make.BF16, mode)
+        for op in ops:
+            work_s = op_times(dataclasses.replace(op, idle=None), cluster, constants).total
+            staged = op.name not in ("embed", "head", "sample", "gather_logits", "host", "host_rows")
+            assert (op.idle is not None) == staged
+            factor = turns / stages if staged else 1
+            assert op_times(op, cluster, constants).total == pytest.approx(factor * work_s)
+
+
+def test_a_token_alone_waits_for_no_other():
+    cluster = mesh(pipeline=4)
+    idle = {op.name: op.idle for op in step_ops(LLAMA, cluster, make.BF16, make.decode_counts(1, 1))}
+    assert idle["qkv"] == idle["elementwise"] == idle["send"] == 0
+    many = {op.name: op.idle for op in step_ops(LLAMA, cluster, make.BF16, make.decode_counts(4, 1))}
+    assert many["qkv"] == many["elementwise"] == many["send"] == pytest.approx(3 / 4)

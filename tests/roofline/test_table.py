@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoserve.roofline import constants_files
@@ -133,7 +133,6 @@ def pricer(calibration):
     return found
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, 200), context=st.integers(1, 20_000), steps=st.integers(2, 400), cut=st.integers(1, 399))
 def test_a_plan_costs_exactly_what_any_cut_of_it_costs(pricer, rows, context, steps, cut):
     cut = min(cut, steps - 1)
@@ -141,14 +140,12 @@ def test_a_plan_costs_exactly_what_any_cut_of_it_costs(pricer, rows, context, st
     assert pricer.plan_ticks(make.decode_counts(rows, context, steps)) == sum(map(pricer.plan_ticks, parts))
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, 200), context=st.integers(1, 20_000), steps=st.integers(1, 300))
 def test_the_first_step_costs_what_it_costs_alone(pricer, rows, context, steps):
     counts = make.decode_counts(rows, context, steps)
     assert pricer.first_step_ticks(counts, rows) == pricer.plan_ticks(make.decode_counts(rows, context))
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, 200), context=st.integers(1, 20_000), steps=st.integers(1, 300))
 def test_ticks_are_the_seconds_of_timing(pricer, calibration, rows, context, steps):
     counts = make.decode_counts(rows, context, 1)
@@ -159,7 +156,6 @@ def test_ticks_are_the_seconds_of_timing(pricer, calibration, rows, context, ste
     assert pricer.plan_ticks(mixed) == pytest.approx(seconds * (1 << 60), rel=1e-9)
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, 200), context=st.integers(1, 20_000), steps=st.integers(1, 300), early=st.booleans())
 def test_steps_before_is_the_number_of_steps_that_start_within_the_span(pricer, rows, context, steps, early):
     lasting = pricer.plan_ticks(make.decode_counts(rows, context, steps))

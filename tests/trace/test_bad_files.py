@@ -158,7 +158,7 @@ def test_a_limit_below_one_is_refused(tmp_path):
         read_trace(tmp_path / "t", limit=0)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.sampled_from([AZURE, BURST, MOONCAKE, AGENT, SHAREGPT, json.dumps(VLLM)]), data=st.data())
 def test_damage_is_either_harmless_or_a_trace_error(tmp_path, text, data):
     """Bytes overwritten, removed and inserted anywhere: never another exception, never an invalid trace."""

@@ -18,7 +18,7 @@ def to_ticks(seconds: float) -> int:
 arrival_lists = st.lists(st.integers(0, 50), max_size=20).map(lambda times: sorted(t / 10 for t in times))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrivals=arrival_lists, gaps=st.lists(st.integers(0, 2000), min_size=1, max_size=20))
 def test_open_loop_hands_out_every_row_once_in_order_and_never_early(arrivals, gaps):
     load = OpenLoop(small_trace(arrivals), to_ticks)
@@ -61,7 +61,7 @@ def test_open_loop_keeps_ticks_beyond_64_bits():
     assert load.next_ticks() == 7003 << 59
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     count=st.integers(0, 25),
     clients=st.integers(1, 6),

@@ -163,7 +163,7 @@ def _use_tokenizer(path) -> None:
 EDITS = st.lists(st.tuples(st.integers(0, 1 << 13), st.integers(0, 255)), max_size=4)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(edits=EDITS, keep=st.one_of(st.just(1 << 30), st.integers(0, 1 << 13)))
 @example(edits=[], keep=1 << 30)
 def test_a_damaged_file_raises_nothing_but_weights_error(valid, edits, keep):

@@ -197,7 +197,7 @@ def valid(tmp_path_factory):
     return path, path.read_bytes()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     edits=st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), max_size=4),
     keep=st.one_of(st.just(1 << 30), st.integers(0, 255)),

@@ -53,7 +53,7 @@ def opened(tmp_path_factory):
     return {pre: gguf_tokenizer(folder, pre) for pre in PRES} | {"json": open_tokenizer(json_folder(folder))}
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 @example(text="the cat, the 1234\r\n  <|end|> straße 日本 \U0001f600")
 def test_text_survives_the_round_trip(opened, text):
@@ -65,7 +65,7 @@ def test_text_survives_the_round_trip(opened, text):
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(text=st.text(st.one_of(st.sampled_from("the 1<|end|>"), st.characters(exclude_categories=["Cs"]))))
 def test_gguf_and_json_forms_of_a_vocabulary_agree(opened, text):
     assert opened["smollm"].encode(text) == opened["json"].encode(text)
@@ -198,7 +198,7 @@ def test_a_template_whose_token_is_missing_is_refused(tmp_path):
         open_tokenizer(tmp_path)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     edits=st.lists(st.tuples(st.integers(0, 1 << 14), st.integers(0, 255)), max_size=3),
     keep=st.one_of(st.just(1 << 30), st.integers(0, 1 << 12)),
