@@ -59,20 +59,21 @@ def _flags(own: flags.FlagValues) -> None:
 
 def _command(asked: flags.FlagValues) -> int:
     baseline = _checked(asked)
-    from experiments.analyze_files import Report, examined, opened, recommended, written
+    from experiments.analyze_files import drawing_helper, examined, opened, recommended, written
 
-    joined = opened(
-        asked.log,
-        units=pairs("--units", asked.units),
-        columns=pairs("--columns", asked.columns),
-        time_zone=asked.time_zone,
-        block_tokens=asked.block_tokens,
-    )
-    report = Report(out=Path(asked.out), name=_name(asked.log), joined=joined, findings=examined(joined))
-    if baseline is not None:
-        report = recommended(report, baseline)
-    for path in written(report, _typed(asked)):
-        print(path)
+    with drawing_helper() as helper:
+        joined = opened(
+            asked.log,
+            units=pairs("--units", asked.units),
+            columns=pairs("--columns", asked.columns),
+            time_zone=asked.time_zone,
+            block_tokens=asked.block_tokens,
+        )
+        report = examined(joined, Path(asked.out), _name(asked.log))
+        if baseline is not None:
+            report = recommended(report, baseline)
+        for path in written(report, _typed(asked), helper):
+            print(path)
     return 0
 
 
@@ -141,9 +142,9 @@ def pairs(flag: str, entries: Sequence[str]) -> Mapping[str, str]:
 
 
 def _name(logs: Sequence[str]) -> str:
-    """What the logs are called: the file, or the run's config and number."""
+    """What the logs are called: the file, or the config of the run."""
     first = Path(logs[0]).resolve()
-    return f"{first.parent.name} {first.name}" if first.is_dir() and first.parent.parent.name == "runs" else first.stem
+    return first.parent.name if (first / "logs").is_dir() else first.stem
 
 
 def _typed(asked: flags.FlagValues) -> str:

@@ -1,13 +1,18 @@
 """The work of analyze.py: logs are opened and examined, a config is found, the files are written; progress is shown."""
 
 import dataclasses
+import importlib
+import itertools
 import json
+import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from nanoserve.analysis.failures.cause import Cause
 from nanoserve.analysis.finding import Finding, not_computed
-from nanoserve.analysis.laboratory import STAGES, examine
+from nanoserve.analysis.laboratory import STAGES, examine, replayed
 from nanoserve.analysis.logs.join import join
 from nanoserve.analysis.logs.log_set import Joined
 from nanoserve.analysis.logs.read import open_logs
@@ -15,12 +20,14 @@ from nanoserve.analysis.pages.content import Page, as_json
 from nanoserve.analysis.pages.html import render_html
 from nanoserve.analysis.pages.markdown import render_markdown
 from nanoserve.analysis.pages.plots import DRAWINGS, draw_all
-from nanoserve.analysis.recommend.recommendation import recommend
-from nanoserve.analysis.recommend.workload import COLUMNS, Prefixes, workload
+from nanoserve.analysis.recommend.recommendation import SEARCH_REQUESTS, recommend, replays_at_most
+from nanoserve.analysis.recommend.stretches import busiest, split
+from nanoserve.analysis.recommend.workload import COLUMNS, Prefixes, Workload, workload
 from nanoserve.experiment import Experiment
 from nanoserve.report.progress import Progress
 from nanoserve.specs.errors import ConfigError, TraceError
 from nanoserve.trace.parquet import write_parquet
+from nanoserve.trace.slices import chosen
 from nanoserve.trace.source import TraceSource
 from nanoserve.trace.types import Trace
 
@@ -31,6 +38,7 @@ class Report:
 
     Attributes:
       out: the folder. name: of the logs. joined: the logs. findings: in the order of the reasoning.
+      named: the causes that the logs name.
       config: the recommended one; None where none was asked for or found. requests: those that it replays.
       notes: what was assumed to replay them.
     """
@@ -39,6 +47,7 @@ class Report:
     name: str
     joined: Joined
     findings: Sequence[Finding]
+    named: Sequence[Cause] = ()
     config: str | None = None
     requests: Trace | None = None
     notes: tuple[str, ...] = ()
@@ -52,56 +61,54 @@ def opened(logs: Sequence[str], **how: Any) -> Joined:
         return join(read)
 
 
-def examined(joined: Joined) -> list[Finding]:
-    """Asks every question, and shows which one is next."""
+def examined(joined: Joined, out: Path, name: str) -> Report:
+    """Asks every question, and shows which one is next; `out` and `name` are as in `Report`."""
     with Progress(STAGES, "questions") as progress:
         asked = iter(range(1, STAGES + 1))
-        return examine(joined, lambda what: progress.update(next(asked), question=what))
+        answers = examine(joined, lambda what: progress.update(next(asked), question=what))
+    return Report(out=out, name=name, joined=joined, findings=answers.findings, named=answers.named)
 
 
 def recommended(report: Report, baseline: Experiment) -> Report:
-    """A report with the config that follows, or with the reason why none can."""
-    joined = report.joined
+    """A report with the causes tested and the config that follows, or with the reason why there is none."""
     try:
-        work = workload(
-            joined.take(*(name for name in COLUMNS if joined.has(name))),
-            name=report.name,
-            block_tokens=joined.block_tokens,
-            prefixes=_prefixes(joined),
-            seed=baseline.seed,
-        )
-        with _Counting("replays") as told:
-            found = recommend(work.trace, baseline, joined.start, report.findings, dated=joined.logs.dated, told=told)
+        work = _workload(report, baseline.seed)
+        with Progress(replays_at_most(work.trace, baseline) + len(report.named), "replays, at most") as progress:
+            made = itertools.count(1)
+
+            def told(what: str) -> None:
+                progress.update(next(made), last=what)
+
+            tested = replayed(report.named, baseline, _busiest(work.trace), told)
+            findings = [*report.findings, *tested]
+            dated = report.joined.logs.dated
+            found = recommend(work.trace, baseline, report.joined.start, findings, dated=dated, told=told)
     except TraceError as error:
         missing = not_computed("recommend.values", "A recommended config", str(error))
         return dataclasses.replace(report, findings=[*report.findings, missing])
-    replayed = TraceSource(path=str(report.out / "requests.parquet"))
-    experiment = dataclasses.replace(found.experiment, name="recommended", trace=replayed)
+    replayable = TraceSource(path=str(report.out / "requests.parquet"))
+    experiment = dataclasses.replace(found.experiment, name="recommended", trace=replayable)
     named = dataclasses.replace(found, experiment=experiment)
     return dataclasses.replace(
         report,
-        findings=[*report.findings, *found.findings],
-        config=named.text(f"Recommended for {report.name}. Lines below a reason were chosen by it."),
+        findings=[*findings, *found.findings],
+        config=named.text(f"Recommended for {report.name}. A comment says why the line below it is what it is."),
         requests=work.trace,
         notes=work.notes,
     )
 
 
-class _Counting:
-    """Shows how many replays were made, and what came of the last; how many there will be is not known."""
+def _workload(report: Report, seed: int) -> Workload:
+    joined = report.joined
+    columns = joined.take(*(name for name in COLUMNS if joined.has(name)))
+    prefixes = _prefixes(joined)
+    return workload(columns, name=report.name, block_tokens=joined.block_tokens, prefixes=prefixes, seed=seed)
 
-    def __init__(self, label: str):
-        self._progress, self._done = Progress(0, label), 0
 
-    def __enter__(self) -> "_Counting":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.close()
-
-    def __call__(self, what: str) -> None:
-        self._done += 1
-        self._progress.update(self._done, last=what)
+def _busiest(trace: Trace) -> Trace:
+    """What causes are tested on: the busiest training time."""
+    parts = split(trace.arrival_s)
+    return chosen(trace, busiest(trace.arrival_s, parts.training, parts.stretch_s, SEARCH_REQUESTS))
 
 
 def _prefixes(joined: Joined) -> Prefixes | None:
@@ -109,15 +116,26 @@ def _prefixes(joined: Joined) -> Prefixes | None:
     return None if hashes is None or block_tokens is None else Prefixes(hashes, block_tokens)
 
 
-def written(report: Report, command: str) -> list[Path]:
+def drawing_helper() -> ProcessPoolExecutor:
+    """A second process that draws; it gets ready while logs are read, so that its start costs nothing."""
+    helper = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    for module in ("matplotlib.figure", "matplotlib.backends.backend_svg", draw_all.__module__):
+        helper.submit(importlib.import_module, module)
+    return helper
+
+
+def written(report: Report, command: str, helper: Executor) -> list[Path]:
     """Writes the files; returns their paths.
+
+    Args:
+      report: what. command: how it was made. helper: draws a part of the plots.
 
     Raises:
       ConfigError: the folder cannot be written.
     """
     page = _page(report, command)
     with Progress(len(DRAWINGS), "plots") as progress:
-        plots = draw_all(page.findings, lambda done, key: progress.update(done, plot=key))
+        plots = draw_all(page.findings, lambda done, key: progress.update(done, plot=key), helper)
     texts: Mapping[str, str] = {
         "report.html": render_html(page, plots),
         "report.md": render_markdown(page),

@@ -20,7 +20,7 @@ from nanoserve.engine.types import TICKS_PER_S, Executor, Request
 from nanoserve.executors.kv_facts import kv_facts
 from nanoserve.executors.roofline_executor import RooflineExecutor, one_shape
 from nanoserve.executors.speculating_roofline import DraftPricer, SpeculatingRoofline
-from nanoserve.executors.stopping import StoppingExecutor
+from nanoserve.executors.stopping import ForeseeingExecutor
 from nanoserve.experiment import Experiment, Facts, Faults
 from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.memory import num_pages
@@ -128,7 +128,7 @@ def _pool(experiment: Experiment, facts: Facts, config: EngineConfig, cluster: C
 def priced_executors(pools: Sequence[Pool], trace: Trace, seed: int = 0) -> Iterator[tuple[Pool, Executor]]:
     """An executor for every simulated engine, pool after pool.
 
-    Those of a pool share one, and what it has priced; a replica that is slow has its own.
+    Those of a pool share what prices their steps; a replica that is slow has its own.
 
     Args:
       pools: whose engines. trace: what they serve. seed: of what is drawn where tokens are drafted.
@@ -139,13 +139,15 @@ def priced_executors(pools: Sequence[Pool], trace: Trace, seed: int = 0) -> Iter
     for pool in pools:
         if pool.config.preemption != "recompute":
             swap_seconds(pool.model, pool.cluster, pool.precision, 1)
-        executor = _priced_executor(pool, trace, seed)
+        usual, answers = _priced_executor(pool, seed), trace.answer_tokens
+        stops = None if answers is None else dict(enumerate(answers.tolist()))
         for number in range(pool.replicas):
             slow = number == pool.faults.slow_replica
-            yield pool, _priced_executor(pool, trace, seed, pool.faults.slow_factor) if slow else executor
+            executor = _priced_executor(pool, seed, pool.faults.slow_factor) if slow else usual
+            yield pool, executor if stops is None else ForeseeingExecutor(executor, stops)
 
 
-def _priced_executor(pool: Pool, trace: Trace, seed: int, slower: float = 1.0) -> Executor:
+def _priced_executor(pool: Pool, seed: int, slower: float = 1.0) -> Executor:
     """An executor of a pool's engines; everything takes `slower` times what it is priced at."""
     ticks_per_s = round(TICKS_PER_S * slower)
     priced = pool.cluster, pool.precision, pool.calibration
@@ -154,9 +156,7 @@ def _priced_executor(pool: Pool, trace: Trace, seed: int, slower: float = 1.0) -
     executor = RooflineExecutor(pool.model, *priced, pricer, padded, slower)
     if pool.config.draft != "none":
         draft = pool.draft and DraftPricer(pool.draft, *priced, ticks_per_s=ticks_per_s)
-        executor = SpeculatingRoofline(executor, pool.config.draft_acceptance, seed, draft)
-    if trace.answer_tokens is not None:
-        executor = StoppingExecutor(executor, dict(enumerate(trace.answer_tokens.tolist())))
+        return SpeculatingRoofline(executor, pool.config.draft_acceptance, seed, draft)
     return executor
 
 

@@ -341,8 +341,8 @@ def _decode_of(experiment: Experiment) -> DecodeFacts | None:
     policy.check(engine)
     if experiment.engine.keep_session_s or engine.keep_session_s:
         raise ConfigError(
-            "Engine.keep_session_s does not go with Disaggregation: what a session wrote is in the decode pool, and its "
-            "next turn begins in the prefill pool. Use Engine.prefix_cache"
+            "Engine.keep_session_s does not go with Disaggregation: what a session wrote is in the decode pool, and "
+            "its next turn begins in the prefill pool. Use Engine.prefix_cache"
         )
     if engine.page_tokens != experiment.engine.page_tokens:
         raise ConfigError(
@@ -393,7 +393,9 @@ def _draft_of(experiment: Experiment, target: ModelSpec) -> ModelSpec | None:
 def _check_faults(experiment: Experiment) -> None:
     faults, replicas = experiment.faults, experiment.cluster.mesh.get("data", 1)
     if faults.line and experiment.disaggregation.decode_mesh is not None:
-        raise ConfigError("Faults are planted in a single engine or in replicas that are alike: leave Disaggregation off")
+        raise ConfigError(
+            "Faults are planted in a single engine or in replicas that are alike: leave Disaggregation off"
+        )
     if faults.slow_replica is not None and not 0 <= faults.slow_replica < replicas:
         raise ConfigError(
             f"Faults.slow_replica = {faults.slow_replica}: Cluster.mesh has {replicas} replicas, numbered from 0"

@@ -248,8 +248,8 @@ def _check_executed(experiment: Experiment) -> None:
     if experiment.engine.keep_session_s:
         raise ConfigError(
             f"Engine.keep_session_s = {experiment.engine.keep_session_s}: kept KV is taken to be what the next turn "
-            "begins with, and tokens that a model really generates are not those of the trace. Use Engine.prefix_cache, "
-            "which looks at the tokens, or simulate with --executor=roofline"
+            "begins with, and tokens that a model really generates are not those of the trace. Use "
+            "Engine.prefix_cache, which looks at the tokens, or simulate with --executor=roofline"
         )
     if experiment.faults.line:
         raise ConfigError("Faults are planted in simulated runs only: simulate with --executor=roofline")

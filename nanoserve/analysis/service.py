@@ -72,7 +72,7 @@ class Service:
     def floats(self, name: str) -> np.ndarray:
         """A column of the requests as float64 [N]; NaN where it is unknown or absent."""
         if name not in self.requests.columns:
-            return np.full(self.requests.height, np.nan)
+            return np.broadcast_to(np.nan, self.requests.height)
         return self.requests[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
 
     @functools.cached_property
@@ -86,11 +86,11 @@ class Service:
     def replicas(self) -> np.ndarray:
         """Which engine served each request, int [N]; all 0 where the log does not say, -1 where it is null."""
         if not self.has("replica"):
-            return np.zeros(self.requests.height, dtype=np.int16)
+            return np.broadcast_to(np.int16(0), self.requests.height)
         return self.requests["replica"].fill_null(-1).to_numpy()
 
     def hours(self, times_s: np.ndarray) -> np.ndarray:
-        """The hour on the wall, 0 to 23, of moments of this service."""
+        """The hour on the wall, 0 to 23, of moments of this service; int8."""
         return pl.DataFrame({"time_s": times_s}).select(local_time(self.start).dt.hour()).to_series().to_numpy()
 
 

@@ -244,4 +244,8 @@ class Fleet:
 
 def soonest(*times: int | None) -> int | None:
     """The first of several moments, None being never."""
-    return min((time for time in times if time is not None), default=None)
+    first = None
+    for time in times:
+        if time is not None and (first is None or time < first):
+            first = time
+    return first

@@ -3,8 +3,8 @@
 The scheduler decides who runs; this object owns what it costs in memory. Its verbs come in pairs: `pages_to_start` and
 `start` when a sequence is admitted, `grow` while its prompt is written, `set_aside` and `forget` for KV that is kept on
 the host, `give_back` when its pages are let go, `retire` when a request leaves for good: then pages may be kept for the
-next turn of its session (`keeping`). With a prefix cache, `start` begins with the pages that are found, and
-`learn` says what others may find.
+next turn of its session (`keeping`), and `make_room` drops what was kept for longest. With a prefix cache, `start`
+begins with the pages that are found, and `learn` says what others may find.
 
 The last token of a prompt is never served from the cache: something has to be computed for a token to be sampled from.
 A page that is found is full, so nobody writes to it again, and whoever shares it needs no copy.
@@ -124,7 +124,7 @@ class KvMemory:
         return pages if self._cache is None else pages - self._cache.held(self._found(sequence))
 
     def make_room(self, wanted_by: Sequence | None = None) -> bool:
-        """Drops the session that was kept for longest, where the config lets nobody fail for those.
+        """Drops the session that was kept for longest, unless requests fail where the pool is full (`when_full`).
 
         Args:
           wanted_by: who is to start. What is kept for it stays while there is anything else; in pages that are given

@@ -73,7 +73,9 @@ class RunPool:
         """
         end = pages[-1] + 1
         if count > self.room_after(pages):
-            raise PageAccountingError(f"asked for {count} pages behind page {end - 1}; {self.room_after(pages)} are free")
+            raise PageAccountingError(
+                f"asked for {count} pages behind page {end - 1}; {self.room_after(pages)} are free"
+            )
         place = bisect.bisect_left(self._starts, end)
         if self._lengths[place] == count:
             del self._starts[place], self._lengths[place]

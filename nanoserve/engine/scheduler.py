@@ -3,11 +3,11 @@
 By default batching is continuous and mixed. One step holds every decoding sequence (one token each) and, under the
 token budget, prompt chunks of sequences that are still prefilling, oldest first; then the head of the queue is admitted
 while slots, pages and budget last. When a decoding sequence cannot get its next page, the youngest sequence is
-preempted: it loses its pages and goes back to the queue, to be recomputed or swapped back; or, where nobody waits for
-memory, a request ends (`failing`). Who is next, who gives way
-and who may come in are functions of `policy`; `EngineConfig.batching` keeps chunks and decoding apart
-(`prefill_first`), or gathers batches as well (`static`, see `batching`). What pages hold, and whether they are found
-again, is the business of `memory`. There is no clock and no randomness in here: `now_ticks` is an argument.
+preempted: it loses its pages and goes back to the queue, to be recomputed or swapped back; or a request ends instead
+(`failing`). Who is next, who gives way and who may come in are functions of `policy`;
+`EngineConfig.batching` keeps chunks and decoding apart (`prefill_first`), or gathers batches as well (`static`, see
+`batching`). What pages hold, and whether they are found again, is the business of `memory`. There is no clock and no
+randomness in here: `now_ticks` is an argument.
 
 Invariants, checked by the state machine in `tests/engine`: no slot is shared or lost, no page is lost, and nobody
 writes to a page that others hold; the queue is served in the order of its policy, and nobody is passed by who is next;

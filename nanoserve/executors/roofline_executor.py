@@ -103,7 +103,7 @@ class RooflineExecutor:
         """For a snapshot: nothing changes in a run."""
 
     def _with_moves(self, plan: Plan, result: StepResult) -> StepResult:
-        """A plan of one step that waits for KV on its way to the host, back, and to other pages, one after the other."""
+        """A plan of one step that waits for KV on its way to the host, back, and to other pages, one by one."""
         ticks = result.duration_ticks
         for seconds, kinds in ((self._swap_seconds, _SWAPS), (self._copy_seconds, (MoveKind.COPY,))):
             if tokens := sum(move.tokens for move in plan.moves if move.kind in kinds):

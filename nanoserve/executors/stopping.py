@@ -2,8 +2,9 @@
 
 A client states a limit and the answer ends where it ends. A log tells the second number, and
 `TraceSource.stated_limit_tokens` supplies the first. Or a real run is simulated, and the twin is told where its
-requests stopped. What a plan of several steps computes beyond a stop is thrown away, as it is on a device. Next:
-`roofline_executor`.
+requests stopped. What a plan of several steps computes beyond a stop is thrown away, as it is on a device that runs
+such plans; a service that looks at every token has plans that end with the first answer in them (`ForeseeingExecutor`).
+Next: `roofline_executor`.
 """
 
 import dataclasses
@@ -19,12 +20,24 @@ class StoppingExecutor:
     def __init__(self, runner: Executor, stops: Mapping[int, int]):
         """Takes who runs the plans, and request index -> output tokens of those that stop before their limit."""
         self._runner, self._stops = runner, stops
+        self._left: dict[int, int] = {}  # request -> tokens to the end of its answer, of those that have begun it
 
     def submit(self, plan: Plan) -> StepResult:
         """Runs a plan and says who stopped in it."""
         result = self._runner.submit(plan).result()
-        rows = [row for row in plan.rows() if row.samples and row.index in self._stops]
-        stopped = {row.index: left for row in rows if (left := self._left(row)) <= _gained(row, plan, result)}
+        stopped = {}
+        for row in plan.rows():
+            last = self._stops.get(row.index)
+            if last is None or not row.samples:
+                continue
+            left, gained = last - row.generated, _gained(row, plan, result)
+            if left <= gained:
+                stopped[row.index] = left
+                self._left.pop(row.index, None)
+            else:
+                self._left[row.index] = left - gained
+        if not stopped:
+            return result
         gained = result.gained
         if gained is not None:
             gained = {index: min(tokens, stopped.get(index, tokens)) for index, tokens in gained.items()}
@@ -36,10 +49,20 @@ class StoppingExecutor:
 
     def release(self, index: int) -> None:
         """Tells the runner."""
+        self._left.pop(index, None)
         self._runner.release(index)
 
-    def _left(self, row: Row) -> int:
-        return self._stops[row.index] - row.generated
+
+class ForeseeingExecutor(StoppingExecutor):
+    """One that lets no plan of several steps go on beyond the end of an answer, which is an event like an arrival.
+
+    So nothing is computed, and no page held, for an answer that has ended: until the last arrival, or with time-outs
+    until the end, the records are those of `max_horizon_steps = 1`, in fewer plans. Each engine needs its own.
+    """
+
+    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+        """The runner's answer, or the steps until the next answer ends; who waits to come back counts, too."""
+        return min((super().steps_before(counts, span_ticks), *self._left.values()))
 
 
 def _gained(row: Row, plan: Plan, result: StepResult) -> int:

@@ -150,18 +150,18 @@ def throughput_table(summary: Summary) -> Table:
 
 
 def _kept_rows(summary: Summary) -> list[tuple[str, str, str]]:
-    """KV that was found again or waited on the host; nothing where there was neither."""
+    """KV that was found again, of a prefix or of a session, or waited on the host; nothing where there was none."""
     counts = {}
     if summary.swapped_out_tokens:
         counts |= {"swapped to the host": summary.swapped_out_tokens, "swapped back": summary.swapped_in_tokens}
     if summary.prefix_lookup_tokens:
-        counts |= {"asked of the prefix cache": summary.prefix_lookup_tokens, "found there": summary.prefix_hit_tokens}
+        counts |= {"asked of kept KV": summary.prefix_lookup_tokens, "found there": summary.prefix_hit_tokens}
     rows = [
         (f"tokens {name}", units.count(count), units.significant(units.ratio(count, summary.duration_s)))
         for name, count in counts.items()
     ]
     if summary.prefix_lookup_tokens:
-        rows.append(("found in the prefix cache, of asked", units.share(summary.prefix_hit_share), ""))
+        rows.append(("found in kept KV, of asked", units.share(summary.prefix_hit_share), ""))
     return rows
 
 

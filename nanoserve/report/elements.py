@@ -41,6 +41,11 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>\n"
 
 
+def listed(entries: Sequence[str]) -> str:
+    """A list of plain sentences; nothing where there are none."""
+    return f"<ul>{''.join(f'<li>{escape(entry)}</li>' for entry in entries)}</ul>\n" if entries else ""
+
+
 def columns(parts: Iterable[str], *, narrow: bool = False) -> str:
     """Parts side by side where there is room, below each other elsewhere."""
     return (

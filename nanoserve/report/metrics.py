@@ -62,7 +62,7 @@ class Summary:
         executed_kv_tokens: KV positions attended, and gathered.
       steps, plans, preemptions: totals.
       prefix_lookup_tokens, prefix_hit_tokens: tokens to prefill of the sequences that were admitted, and those of them
-        whose KV the prefix cache had. prefix_hit_share: hits / lookups, NaN without a prefix cache.
+        whose KV the prefix cache, or their session, had. prefix_hit_share: hits / lookups, NaN where nothing is kept.
       swapped_out_tokens, swapped_in_tokens: KV positions moved to the host, and back.
       drafted_tokens, accepted_tokens: tokens that decode rows verified besides their own, and those of them that were
         kept. accepted_share: accepted / drafted. tokens_per_row: tokens that a decoding sequence gained in a step;
@@ -158,7 +158,8 @@ def summarize(
       The summary.
 
     Raises:
-      LostRequestError: issued requests are not exactly those finished, refused, timed out or aborted.
+      LostRequestError: issued requests are not exactly those finished, refused, timed out, aborted or without
+        memory.
     """
     plans, done = plan_columns(steps), request_columns(requests)
     reasons = check_conservation(done, len(requests) if issued is None else issued)

@@ -32,6 +32,8 @@ section {{ margin-top: 3.2rem; }}
 .columns.narrow {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }}
 .columns > div {{ min-width: 0; }}
 .scroll + .columns {{ margin-top: 2rem; }}
+p + .columns {{ margin-top: 1.2rem; }}
+ul {{ max-width: 46rem; margin: .6rem 0; padding-left: 1.2rem; font-size: .92rem; }}
 a {{ color: var(--blue); }}
 .contents {{ margin: 1.8rem 0 0; padding-left: 1.4rem; line-height: 1.7; }}
 figure {{ margin: 0; max-width: 46rem; }}

@@ -15,6 +15,8 @@ from nanoserve.trace.ranges import require, require_positive
 _CURVE_POINTS = (
     720  # straight pieces of a diurnal sine; 2 minutes of a day, off by less than 1e-5 of a period's arrivals
 )
+_ZIPF_TERMS = 100_000  # of the series behind a mean; what is left out is below 1e-6 of it for a tail of 2.4
+_HOUR_S = 3600.0
 _WEEK_S = 7 * 86400.0
 
 
@@ -128,14 +130,15 @@ class Diurnal:
 class WeeklyBursts:
     """Arrivals one by one and in bursts, at rates that follow the hours of a week; time 0 is 0:00 of a Monday.
 
-    Given how many requests there are, the moments at which one or a burst of them comes are uniform in the week's bent
-    clock, as those of a Poisson process are. So a week's worth of requests takes a week, not more or less.
+    The moments at which one or more requests come are spread as those of a Poisson process whose number is known; then
+    the clock is bent so that every hour has its share of the requests, but for what a crowd at its edge brings. So a
+    week's worth of requests takes a week, not more or less.
 
     Attributes:
       rate_rps: mean over a week.
       weekday, weekend: relative rates of the hours of a day, 24 each.
       tail: requests come together in numbers n that fall off as n ** -tail (Zipf): most of them come alone, a few in
-        crowds. most: the largest of these numbers.
+        crowds. most: the largest of these numbers in the busiest hour; in others it is as much lower as the rate is.
       gap_s: mean time between two that come together (exponential).
     """
 
@@ -157,17 +160,47 @@ class WeeklyBursts:
 
     def times_s(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draws `count` sorted times, in seconds."""
-        size = np.minimum(rng.zipf(self.tail, count), self.most)
-        moments = int(np.searchsorted(np.cumsum(size), count)) + 1
-        begin_s = self._clock(np.sort(rng.uniform(0, count / self.rate_rps, moments)))
-        member = np.repeat(np.arange(moments), size[:moments])[:count]
+        ends_s, requests, largest = self._hours(count)
+        moments = np.append(0, np.cumsum(np.diff(requests) / self._mean_sizes(largest)))
+        place, size = self._drawn(moments, largest, count, rng)
+        arrived = np.append(0, np.cumsum(size))
+        due = np.interp(requests, arrived * (count / arrived[-1]), np.append(0, place))
+        begin_s = np.interp(place, due, ends_s)
+        member = np.repeat(np.arange(len(size)), size)[:count]
         passed_s = np.cumsum(rng.exponential(self.gap_s, count))
-        first = np.searchsorted(member, np.arange(moments))
+        first = np.searchsorted(member, np.arange(len(size)))
         return np.sort(begin_s[member] + passed_s - passed_s[first[member]])
 
-    def _clock(self, even_s: np.ndarray) -> np.ndarray:
-        """Times at the mean rate, bent so that as much time passes in every hour as its rate asks for."""
-        rates = np.array((*self.weekday * 5, *self.weekend * 2))
-        reached = np.append(0.0, np.cumsum(rates / rates.sum()))
-        weeks, within = np.divmod(even_s / _WEEK_S, 1.0)
-        return (weeks + np.interp(within, reached, np.linspace(0, 1, len(reached)))) * _WEEK_S
+    def _hours(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The hours until so many requests are there, the last of them cut.
+
+        Returns:
+          Their ends in seconds and the requests by then, both float [hours + 1] from 0; and the largest number of
+          requests that come together in each, int64 [hours].
+        """
+        week = np.array((*self.weekday * 5, *self.weekend * 2))
+        weeks = count / self.rate_rps / _WEEK_S
+        rates = np.tile(week, math.ceil(weeks))
+        reached = np.append(0.0, np.cumsum(rates)) / week.sum() / weeks
+        hours = int(np.searchsorted(reached, 1 - 1e-12))
+        ends_s = np.arange(len(reached)) * _HOUR_S
+        ends_s = np.append(ends_s[:hours], np.interp(1.0, reached, ends_s))
+        largest = np.maximum(np.rint(self.most * rates[:hours] / week.max()), 1).astype(np.int64)
+        return ends_s, count * np.append(reached[:hours], 1.0), largest
+
+    def _drawn(
+        self, moments: np.ndarray, largest: np.ndarray, count: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Moments at which `count` requests come or a few more: place among those of all hours, and how many come."""
+        place = rng.uniform(0, moments[-1], count)
+        hour = np.clip(np.searchsorted(moments, place) - 1, 0, None)
+        size = np.minimum(rng.zipf(self.tail, count), largest[hour])
+        enough = int(np.searchsorted(np.cumsum(size), count)) + 1
+        order = np.argsort(place[:enough])
+        return place[order], size[order]
+
+    def _mean_sizes(self, largest: np.ndarray) -> np.ndarray:
+        """Mean of the numbers in which requests come, where those above `largest` are cut to it."""
+        chances = np.arange(1, _ZIPF_TERMS) ** -self.tail
+        at_least = np.cumsum(chances[::-1])[::-1] / chances.sum()
+        return np.cumsum(at_least)[largest - 1]

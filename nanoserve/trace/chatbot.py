@@ -55,7 +55,5 @@ def chatbot_week(requests: int, rate_rps: float = MEAN_RATE_RPS) -> WeekSpec:
     Args:
       requests: how many; `rate_rps` times a week's seconds make a whole week. rate_rps: mean over a whole week.
     """
-    arrivals = WeeklyBursts(
-        rate_rps=rate_rps, weekday=_WEEKDAY, weekend=_WEEKEND, tail=2.42, most=120, gap_s=0.002
-    )
+    arrivals = WeeklyBursts(rate_rps=rate_rps, weekday=_WEEKDAY, weekend=_WEEKEND, tail=2.39, most=120, gap_s=0.002)
     return WeekSpec(name="chatbot_week", requests=requests, arrivals=arrivals, talk=_TALK, users=4000, regions=_REGIONS)

@@ -77,6 +77,8 @@ class Talk:
         require_positive(self, "think_s", "max_prompt_tokens")
         require(self, "correlation", -1 <= self.correlation <= 1, "from -1 to 1")
         require(self, "long_share", 0 <= self.long_share <= 1, "from 0 to 1")
+        fits = self.first.tokens[-1] <= self.max_prompt_tokens
+        require(self, "first", fits, f"at most max_prompt_tokens = {self.max_prompt_tokens:,} tokens")
         for field in ("short_turns", "long_turns"):
             require(self, field, 1 <= getattr(self, field) < math.inf, "at least 1 and finite")
 

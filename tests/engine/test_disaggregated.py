@@ -69,7 +69,7 @@ def _steps(fleet: DisaggregatedFleet, number: int) -> dict:
     clients_strategy,
     st.sampled_from([None, to_seconds(150_000_000)]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_horizons_change_nothing_in_two_pools(jobs, prefill, decode, link, knobs, clients, timeout_s):
     options = {"link": link, "clients": clients, "timeout_s": timeout_s, **TIMES, **knobs}
     together = make_pools(jobs, prefill, decode, **options)
@@ -82,7 +82,7 @@ def test_horizons_change_nothing_in_two_pools(jobs, prefill, decode, link, knobs
 
 
 @given(jobs_strategy, st.integers(1, 2), st.integers(1, 2), knobs_strategy, clients_strategy, st.integers(12, 40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_request_leaves_once_and_both_pools_are_whole(jobs, prefill, decode, knobs, clients, decode_pages):
     options = {"clients": clients, "timeout_s": to_seconds(150_000_000), **TIMES, **knobs}
     fleet = make_pools(jobs, prefill, decode, decode_pages=decode_pages, **options)

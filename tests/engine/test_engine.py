@@ -51,7 +51,7 @@ def _events(engine) -> list[str]:
     st.sampled_from([None, 11]),
     knobs_strategy,
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_horizon_of_k_gives_the_records_of_k_single_steps(jobs, num_pages, chunk, window, knobs):
     options = {"num_pages": num_pages, "prefill_chunk_tokens": chunk, "window_tokens": window, **knobs}
     options |= {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000)}
@@ -66,13 +66,13 @@ def test_a_horizon_of_k_gives_the_records_of_k_single_steps(jobs, num_pages, chu
 
 
 @given(jobs_strategy)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_same_input_gives_the_same_events_byte_for_byte(jobs):
     assert _events(_run(jobs, num_pages=30)) == _events(_run(jobs, num_pages=30))
 
 
 @given(jobs_strategy, st.integers(1, 40), knobs_strategy)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_request_sent_leaves_once_and_the_pool_is_whole(jobs, num_pages, knobs):
     knobs |= {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000)}
     engine = _run(jobs, num_pages=num_pages, timeout_s=to_seconds(150_000_000), **knobs)

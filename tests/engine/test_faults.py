@@ -44,7 +44,7 @@ def test_an_engine_whose_pages_have_leaked_away_ends_who_can_never_be_served(bat
 
 
 @given(jobs_strategy, st.sampled_from(LEAKS), st.sampled_from([20, 40]), knobs_strategy)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_request_leaves_once_however_much_leaks(load, leak, num_pages, knobs):
     knobs |= {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000)}
     engine = run(load, leak, num_pages=num_pages, **knobs)
@@ -55,7 +55,7 @@ def test_every_request_leaves_once_however_much_leaks(load, leak, num_pages, kno
 
 
 @given(jobs_strategy, st.sampled_from(LEAKS), knobs_strategy)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_leak_does_not_depend_on_how_steps_are_gathered(load, leak, knobs):
     knobs |= {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000)}
     together = run(load, leak, num_pages=40, **knobs)

@@ -82,7 +82,7 @@ def _events(engine: Engine) -> list[str]:
 
 
 @given(jobs_strategy, knobs_strategy, clients_strategy, st.sampled_from([0, 3 * FIXED_TICKS]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_fleet_of_one_has_the_records_of_the_engine(jobs, knobs, clients, think_ticks):
     options = {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000), **knobs}
     options |= {"timeout_s": to_seconds(150_000_000)}
@@ -108,7 +108,7 @@ def test_a_fleet_of_one_has_the_records_of_the_engine(jobs, knobs, clients, thin
     st.sampled_from([0, 3 * FIXED_TICKS]),
     st.sampled_from([None, to_seconds(150_000_000)]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_horizons_change_nothing_in_a_fleet(jobs, count, router, knobs, clients, think_ticks, timeout_s):
     options = {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000), **knobs}
     options |= {"router": router, "clients": clients, "think_ticks": think_ticks, "timeout_s": timeout_s}
@@ -125,7 +125,7 @@ def test_horizons_change_nothing_in_a_fleet(jobs, count, router, knobs, clients,
 
 
 @given(jobs_strategy, st.integers(1, 4), st.sampled_from(ROUTERS), knobs_strategy, clients_strategy)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_request_leaves_once_from_where_it_was_routed_and_pools_are_whole(jobs, count, router, knobs, clients):
     options = {"static_timeout_s": to_seconds(20_000_000), "deadline_s": to_seconds(50_000_000), **knobs}
     fleet = make_fleet(jobs, count, router, clients, timeout_s=to_seconds(150_000_000), **options)

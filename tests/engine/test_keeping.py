@@ -163,5 +163,7 @@ def test_entries_leave_in_the_order_in_which_their_turns_ended():
 
 
 def test_a_prefix_cache_keeps_sessions_already():
-    with pytest.raises(ConfigError, match=r"Engine\.keep_session_s = 5\.0 does not go with Engine\.prefix_cache = 'lru'"):
+    with pytest.raises(
+        ConfigError, match=r"Engine\.keep_session_s = 5\.0 does not go with Engine\.prefix_cache = 'lru'"
+    ):
         EngineConfig(keep_session_s=5.0, prefix_cache="lru")

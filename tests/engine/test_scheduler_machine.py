@@ -374,5 +374,5 @@ def _crowded_run(rng: random.Random) -> None:
     machine.teardown()
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=50, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=50)
 TestSchedulerMachine = SchedulerMachine.TestCase

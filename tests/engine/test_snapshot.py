@@ -11,6 +11,7 @@ import pytest
 
 from nanoserve.engine.clock import WallClock
 from nanoserve.engine.engine import Engine
+from nanoserve.engine.faults import Leak
 from nanoserve.engine.snapshot import Frozen, Header, Outline, freeze, thaw
 from nanoserve.specs.errors import ConfigError, SnapshotError
 from tests.engine.factories import KNOBS, Job, LinearExecutor, held_pages, make_engine, possible
@@ -51,9 +52,10 @@ def random_knobs(rng: random.Random) -> dict:
 
 
 def engine_of(seed: int, knobs: dict) -> Engine:
-    """Small enough a pool that sequences are preempted, and stop tokens that end some early."""
+    """Small enough a pool that sequences are preempted or fail; stop tokens that end some early; perhaps a leak."""
     stops = {index: 1 + index % 7 for index in range(0, 40, 3)}
-    return make_engine(jobs(seed), num_pages=PAGES, executor=Pricing(stops), **knobs)
+    leak = Leak(6, 1) if seed % 3 == 0 else None
+    return make_engine(jobs(seed), num_pages=PAGES, executor=Pricing(stops), leak=leak, **knobs)
 
 
 def possible_knobs(rng: random.Random) -> dict:

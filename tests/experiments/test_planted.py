@@ -8,6 +8,7 @@ import pytest
 
 from nanoserve.building import pools_of
 from nanoserve.engine.config import EngineConfig
+from nanoserve.engine.snapshot import Outline, freeze, thaw
 from nanoserve.experiment import Cluster, Disaggregation, Experiment, Faults, FleetConfig, resolve
 from nanoserve.replay import Replay, prepare
 from nanoserve.report.metrics import summarize
@@ -20,7 +21,7 @@ SESSIONS, TURNS = 12, 5
 
 
 def conversation() -> Trace:
-    """Sessions side by side; every prompt contains what was said before. A stated limit, and answers that end sooner."""
+    """Sessions whose prompts contain what was said before; answers end sooner than the limit that clients state."""
     random = np.random.default_rng(0)
     rows = []
     for session in range(SESSIONS):
@@ -35,7 +36,7 @@ def conversation() -> Trace:
     return Trace(name="conversation", source="a test", **dict(zip(names, columns, strict=True))).validated()
 
 
-def replayed(faults: Faults | None = None, replicas: int = 1, **engine) -> Replay:
+def ready(faults: Faults | None = None, replicas: int = 1, **engine) -> Replay:
     settings = {"num_pages": PAGES, "max_seqs": 16, "max_step_tokens": 512, "max_horizon_steps": 8, **engine}
     experiment = Experiment(
         executor="roofline",
@@ -44,7 +45,11 @@ def replayed(faults: Faults | None = None, replicas: int = 1, **engine) -> Repla
         fleet=FleetConfig(router="session_affinity"),
         faults=faults or Faults(),
     )
-    replay = prepare(experiment, conversation())
+    return prepare(experiment, conversation())
+
+
+def replayed(faults: Faults | None = None, replicas: int = 1, **engine) -> Replay:
+    replay = ready(faults, replicas, **engine)
     replay.run()
     return replay
 
@@ -65,7 +70,7 @@ def test_every_step_of_a_slow_replica_takes_so_many_times_as_long():
 
 
 def test_prices_of_a_slow_replica_stay_exact():
-    """Steps priced together end when single ones do: answers of their whole length, for a stop discards steps."""
+    """Steps priced together end when single ones do."""
     faults, trace = Faults(slow_replica=0, slow_factor=1.3), dataclasses.replace(conversation(), answer_tokens=None)
     tables = []
     for steps in (1, 64):
@@ -84,6 +89,28 @@ def test_a_leak_is_in_the_memory_of_the_run_and_in_what_it_says_of_itself():
     assert steps["pages_used"][-1] > steps["pages_used"][0] + 30
     assert "planted: one of every 4 requests that leave loses 3 of its pages" in replay.choice.line
     assert "planted" not in replayed().choice.line
+
+
+@pytest.mark.parametrize("allocator", ["paged", "contiguous"])
+def test_a_fleet_with_all_of_it_goes_on_from_a_snapshot(allocator: str):
+    faults = Faults(leak_every=5, slow_replica=1, slow_factor=1.5)
+    options = {"keep_session_s": 6.0, "when_full": "fail", "allocator": allocator, "num_pages": 120, "timeout_s": 20.0}
+    whole, stopped, resumed = (ready(faults, replicas=2, **options) for _ in range(3))
+    outline, kept = Outline(stopped.runner), []
+
+    def observe(done: int, now: int) -> None:
+        if done > SESSIONS * TURNS // 2 and not kept:
+            assert any(member.engine.scheduler.memory.kept for member in stopped.members)
+            kept.append(freeze(stopped.runner, outline))
+
+    stopped.run(observe=observe)
+    thaw(kept[0], Outline(resumed.runner))
+    whole.run()
+    resumed.run()
+    ours, theirs = whole.records(), resumed.records()
+    assert "out_of_memory" in ours.requests["finish_reason"]
+    assert list(ours.event_lines()) == list(theirs.event_lines())
+    assert ours.requests.equals(theirs.requests) and ours.steps.equals(theirs.steps)
 
 
 @pytest.mark.parametrize("allocator", ["paged", "contiguous"])

@@ -265,4 +265,5 @@ def _by_hour(joined: Joined, seconds: Seconds) -> pl.DataFrame:
     hourly = table.group_by(date=wall.dt.date(), hour=wall.dt.hour().cast(pl.Int64)).agg(
         weekday=wall.dt.weekday().first(), requests=pl.col("requests").sum(), covered_s=pl.col("covered_s").sum()
     )
-    return hourly.filter(pl.col("covered_s") >= 1800).with_columns(rate_per_s=pl.col("requests") / pl.col("covered_s"))
+    hourly = hourly.filter(pl.col("covered_s") >= 1800).sort("date", "hour")
+    return hourly.with_columns(rate_per_s=pl.col("requests") / pl.col("covered_s"))

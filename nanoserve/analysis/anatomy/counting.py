@@ -11,6 +11,12 @@ from nanoserve.analysis.logs.log_set import Joined
 PERCENTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 _WHOLE = ("prompt_tokens", "response_tokens", "allocated_blocks", "used_tokens", "turn")
 _FLOATS = ("latency_s", "ttft_s")
+_SAID = (
+    ("prompt_tokens", "prompt", "has", "tokens"),
+    ("response_tokens", "answer", "has", "tokens"),
+    ("ttft_s", "first token", "comes after", "s"),
+    ("latency_s", "request", "takes", "s"),
+)
 _DAY_S, _HOUR_S = 86400.0, 3600.0
 
 
@@ -42,8 +48,9 @@ def requests(joined: Joined) -> Finding:
 def numbers(joined: Joined) -> Finding:
     """`anatomy.numbers`: count, mean, standard deviation, least, most and percentiles of every number.
 
-    Percentiles are numpy's (linear between order statistics): exact for integers and for up to a million floats,
-    within 0.1 % beyond. The standard deviation divides by the number of values.
+    Answers are those of requests that did not fail: a failed one has none, or a part. Percentiles are numpy's (linear
+    between order statistics): exact for integers and for up to a million floats, within 0.1 % beyond. The standard
+    deviation divides by the number of values.
     """
     values: dict[str, Value] = {}
     for name in (*_WHOLE, *_FLOATS):
@@ -51,11 +58,13 @@ def numbers(joined: Joined) -> Finding:
             column = _described(joined, name)
             if column["count"]:
                 values[name] = column
-    prompt, response = (values.get(name, {}) for name in ("prompt_tokens", "response_tokens"))
-    title = f"The middle prompt has {prompt['p50']:,.0f} tokens and the middle answer {response['p50']:,.0f}"  # type: ignore[index]
-    latency = values.get("latency_s")
-    if isinstance(latency, dict):
-        title += f", after {latency['p50']:,.3g} s; 1 % take longer than {latency['p99']:,.3g} s"
+    said = [
+        f"the middle {what} {verb} {column['p50']:,.4g} {unit}"
+        for name, what, verb, unit in _SAID
+        if isinstance(column := values.get(name), dict)
+    ]
+    title = ", ".join(said)
+    title = title[0].upper() + title[1:]
     return Finding(key="anatomy.numbers", title=title, rows=joined.rows, values=values)
 
 
@@ -73,16 +82,26 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.3g} s"
 
 
-def counts_of(joined: Joined, column: str) -> Counts:
-    """How often each integer of a column occurs; nulls do not."""
-    grouped = joined.table.group_by(column).len().drop_nulls().sort(column).collect(engine="streaming")
+def served(joined: Joined) -> pl.Expr:
+    """Whether a request did not fail, as far as the log says."""
+    return pl.col("status").fill_null(200) < 400 if joined.has("status") else pl.lit(True)
+
+
+def counts_of(joined: Joined, column: str, only: pl.Expr | None = None) -> Counts:
+    """How often each integer of a column occurs; nulls do not.
+
+    Args:
+      joined: the log. column: of it. only: which rows count; None means all.
+    """
+    table = joined.table if only is None else joined.table.filter(only)
+    grouped = table.group_by(column).len().drop_nulls().sort(column).collect(engine="streaming")
     return Counts(grouped[column].cast(pl.Int64).to_numpy(), grouped["len"].cast(pl.Int64).to_numpy())
 
 
 def _described(joined: Joined, column: str) -> dict[str, Value]:
     names = [f"p{100 * at:g}".replace(".", "") for at in PERCENTILES]
     if column in _WHOLE:
-        counts = counts_of(joined, column)
+        counts = counts_of(joined, column, served(joined) if column == "response_tokens" else None)
         count, mean, std = counts.count, counts.mean, counts.std
         ends = (int(counts.values[0]), int(counts.values[-1])) if count else (math.nan, math.nan)
         percentiles = counts.quantiles(PERCENTILES)

@@ -1,8 +1,11 @@
-"""How long prompts and answers are: histograms, tails, and how the two go together."""
+"""How long prompts and answers are: histograms, tails, and how the two go together.
+
+Prompts are those of all requests, answers those of requests that did not fail: a failed one has none, or a part.
+"""
 
 import numpy as np
 
-from nanoserve.analysis.anatomy.counting import counts_of
+from nanoserve.analysis.anatomy.counting import counts_of, served
 from nanoserve.analysis.anatomy.sketch import Counts
 from nanoserve.analysis.anatomy.tails import fit_tail
 from nanoserve.analysis.finding import Finding, not_computed
@@ -22,8 +25,8 @@ def lengths(joined: Joined) -> list[Finding]:
     `power_law` and `lognormal`, all as shares of the tail.
     """
     found = []
-    for column, what in (("prompt_tokens", "prompt"), ("response_tokens", "response")):
-        counts = counts_of(joined, column)
+    for what, only in (("prompt", None), ("response", served(joined))):
+        counts = counts_of(joined, f"{what}_tokens", only)
         found += [_lengths(what, counts), _tail(what, counts)]
     return found
 
@@ -36,17 +39,17 @@ def pair(joined: Joined) -> Finding:
     over the log.
     """
     key, columns = "anatomy.lengths.pair", ("prompt_tokens", "response_tokens")
-    counts = [counts_of(joined, column) for column in columns]
+    counts = [counts_of(joined, column, served(joined)) for column in columns]
     if min(len(count.values) for count in counts) < 2:
-        return not_computed(key, "Prompts against answers", "all prompts or all answers have one length")
+        return not_computed(key, "Prompts against answers", "fewer than two lengths of prompts or of answers")
     edges = [_edges(count) for count in counts]
     bins_of = [_bins(count, edge) for count, edge in zip(counts, edges, strict=True)]
     rank_of = [_centred_ranks(count) for count in counts]
     shape = [len(edge) - 1 for edge in edges]
     joint, product = np.zeros(np.prod(shape), np.int64), 0.0
     shown, every = [], max(1, joined.rows // _SHOWN_PAIRS)
-    for part in joined.batches(*columns):
-        prompt, response = (part[column].to_numpy() for column in columns)
+    for part in joined.batches(*columns, *(["status"] if joined.has("status") else [])):
+        prompt, response = (column.to_numpy() for column in part.filter(served(joined)).select(columns))
         joint += np.bincount(bins_of[0][prompt] * shape[1] + bins_of[1][response], minlength=len(joint))
         product += float(np.dot(rank_of[0][prompt], rank_of[1][response]))
         shown.append(np.stack([prompt, response])[:, ::every])
@@ -56,7 +59,7 @@ def pair(joined: Joined) -> Finding:
     return Finding(
         key=key,
         title=f"{_in_words(correlation)}: their rank correlation is {correlation:.2f}",
-        rows=joined.rows,
+        rows=counts[0].count,
         values={"rank_correlation": correlation},
         series={
             "prompt_edges": edges[0],
@@ -69,6 +72,8 @@ def pair(joined: Joined) -> Finding:
 
 
 def _lengths(what: str, counts: Counts) -> Finding:
+    if not counts.total:
+        return not_computed(f"anatomy.lengths.{what}", f"Lengths of {what}s", "every one has 0 tokens")
     edges = _edges(counts)
     p50, p95, p99 = counts.quantiles((0.5, 0.95, 0.99)).tolist()
     top = counts.share_held_by_top(_TOP)

@@ -1,5 +1,7 @@
 """What goes wrong in a service, read from its logs, and why. `findings` has it all; `causes` ranks the reasons."""
 
+import numpy as np
+
 from nanoserve.analysis.failures.case import Case
 from nanoserve.analysis.failures.control import latency_charts
 from nanoserve.analysis.failures.kinds import failure_kinds
@@ -8,17 +10,16 @@ from nanoserve.analysis.failures.oom import out_of_memory
 from nanoserve.analysis.failures.queueing import timeouts_by_queue
 from nanoserve.analysis.failures.replicas import replica_paces
 from nanoserve.analysis.finding import Finding
-from nanoserve.analysis.service import Service
 
 
-def findings(service: Service) -> list[Finding]:
+def findings(case: Case) -> list[Finding]:
     """Everything about failures, in the order in which a reader wants it.
 
     Args:
-      service: its logs.
+      case: made of the service's logs, and to be given to `causes.diagnose` as well: it remembers what it computed.
     """
-    case = Case(service)
-    written_share = 1.0 if case.reserved_share != case.reserved_share else 1 - case.reserved_share
+    service, reserved = case.service, case.reserved_share
+    written_share = 1.0 if np.isnan(reserved) else 1 - reserved
     return [
         failure_kinds(case.loss),
         timeouts_by_queue(case.loss),

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from nanoserve.analysis.failures import oom, shortage
-from nanoserve.analysis.failures.kinds import OUT_OF_MEMORY, kinds_of_requests
+from nanoserve.analysis.failures.kinds import Kind, kinds_of_requests
 from nanoserve.analysis.failures.leak import Floor, floors
 from nanoserve.analysis.failures.looking import Looking, looking
 from nanoserve.analysis.failures.loss import Loss
@@ -36,7 +36,7 @@ class Case:
 
     @functools.cached_property
     def kinds(self) -> np.ndarray:
-        """The kind of each request's failure, str [N]; empty for those that were served."""
+        """The `Kind` of each request by its status, int8 [N]."""
         return kinds_of_requests(self.service)
 
     @functools.cached_property
@@ -107,7 +107,7 @@ class Case:
         """What being blocked and failing for one reason cost, out-of-memory errors aside; mean over all requests."""
         if self.reasons is None:
             return 0.0
-        rows = (self.reasons == reason) & (self.kinds != OUT_OF_MEMORY)
+        rows = (self.reasons == reason) & (self.kinds != Kind.OUT_OF_MEMORY)
         return float((self.blocked_or_failed * rows).mean())
 
     @functools.cached_property
@@ -117,7 +117,7 @@ class Case:
 
     def lost_to_errors(self) -> dict[str, float]:
         """What running out of memory cost, by the kind of shortage that the errors state; mean over all requests."""
-        share = self.loss.of_failing * float((self.kinds == OUT_OF_MEMORY).mean()) if len(self.kinds) else 0.0
+        share = self.loss.of_failing * float((self.kinds == Kind.OUT_OF_MEMORY).mean()) if len(self.kinds) else 0.0
         lines = self.memory_errors
         if not lines.height:
             return dict.fromkeys(oom.KINDS, 0.0) | {"full": share}

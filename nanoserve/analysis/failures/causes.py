@@ -11,7 +11,6 @@ from nanoserve.analysis.failures.case import Case
 from nanoserve.analysis.failures.cause import Cause
 from nanoserve.analysis.failures.hypotheses import HYPOTHESES
 from nanoserve.analysis.finding import Finding, not_computed
-from nanoserve.analysis.service import Service
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,14 +71,13 @@ class Diagnosis:
         return f"First cause: {first.says} ({first.score:.1%} of the service{others})"
 
 
-def diagnose(service: Service) -> Diagnosis:
+def diagnose(case: Case) -> Diagnosis:
     """Weighs every hypothesis against the logs.
 
     Args:
-      service: its logs.
+      case: made of them.
     """
-    case = Case(service)
-    rows = service.requests.height
+    rows = case.service.requests.height
     causes = [hypothesis(case) for hypothesis in HYPOTHESES] if rows else []
     ranked = sorted(causes, key=lambda cause: (cause.missing is not None, -cause.score, cause.name))
     return Diagnosis(ranked=tuple(ranked), lost=case.loss.mean, rows=rows)

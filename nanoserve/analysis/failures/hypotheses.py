@@ -13,7 +13,7 @@ import numpy as np
 
 from nanoserve.analysis.failures.case import Case
 from nanoserve.analysis.failures.cause import Cause, Pleading
-from nanoserve.analysis.failures.kinds import OUT_OF_MEMORY, REFUSED, TIMEOUT
+from nanoserve.analysis.failures.kinds import Kind
 from nanoserve.analysis.failures.shortage import Reason
 from nanoserve.analysis.service import DAY_S
 
@@ -92,15 +92,15 @@ def no_admission_control(case: Case) -> Cause:
     name, says = "no_admission_control", "nothing holds requests back when memory is full"
     if not case.service.has("status"):
         return Cause(name=name, says=says, missing="it needs the status of requests")
-    count = {kind: int((case.kinds == kind).sum()) for kind in (OUT_OF_MEMORY, TIMEOUT, REFUSED)}
+    count = {kind: int((case.kinds == kind).sum()) for kind in (Kind.OUT_OF_MEMORY, Kind.TIMEOUT, Kind.REFUSED)}
     errors = case.lost_to_errors()
-    open_door = not count[REFUSED]
-    late = case.lost_to(Reason.FULL) if open_door and count[OUT_OF_MEMORY] else 0.0
+    open_door = not count[Kind.REFUSED]
+    late = case.lost_to(Reason.FULL) if open_door and count[Kind.OUT_OF_MEMORY] else 0.0
     told = Pleading()
-    told.weigh(count[OUT_OF_MEMORY] > 0, f"{count[OUT_OF_MEMORY]:,} requests ran out of memory.")
-    told.weigh(open_door, f"{count[REFUSED]:,} requests were refused, {count[TIMEOUT]:,} timed out.")
-    if count[OUT_OF_MEMORY]:
-        failing, calm = case.loss.ahead[case.kinds == OUT_OF_MEMORY], case.loss.ahead[case.kinds == ""]
+    told.weigh(count[Kind.OUT_OF_MEMORY] > 0, f"{count[Kind.OUT_OF_MEMORY]:,} requests ran out of memory.")
+    told.weigh(open_door, f"{count[Kind.REFUSED]:,} requests were refused, {count[Kind.TIMEOUT]:,} timed out.")
+    if count[Kind.OUT_OF_MEMORY]:
+        failing, calm = case.loss.ahead[case.kinds == Kind.OUT_OF_MEMORY], case.loss.ahead[case.kinds == Kind.SERVED]
         few, many = (float(np.median(part)) if len(part) else 0.0 for part in (calm, failing))
         told.weigh(many > few, f"Those that ran out had {many:.0f} ahead in the median; those served, {few:.0f}.")
         share = (errors["full"] + errors["kept"]) / max(sum(errors.values()), 1e-12)
@@ -109,9 +109,9 @@ def no_admission_control(case: Case) -> Cause:
         name=name,
         says=says,
         explained=sum(errors.values()) + late,
-        strength=1.0 if count[OUT_OF_MEMORY] else 0.0,
+        strength=1.0 if count[Kind.OUT_OF_MEMORY] else 0.0,
         bindings={"Engine.when_full": "wait", "Engine.queue_limit": 64},
-        values=dict(count),
+        values={kind.key: number for kind, number in count.items()},
         why_for=tuple(told.why_for),
         why_against=tuple(told.why_against),
     )

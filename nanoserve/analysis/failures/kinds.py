@@ -8,45 +8,65 @@ Series of `failures.kinds`: `hour` 0 to 23; one array a kind, failures per thous
 Next: `queueing`, `oom`.
 """
 
+import enum
+
 import numpy as np
 import polars as pl
 
 from nanoserve.analysis.failures.loss import Loss
 from nanoserve.analysis.finding import Finding, not_computed
-from nanoserve.analysis.service import Service
+from nanoserve.analysis.service import SERVED, Service
 
-OUT_OF_MEMORY, TIMEOUT, REFUSED, WRONG, OTHER, DEGRADED = (
-    *("out_of_memory", "timeout", "refused", "wrong_output", "other", "degraded"),
-)
-STATUSES = {503: OUT_OF_MEMORY, 507: OUT_OF_MEMORY, 408: TIMEOUT, 504: TIMEOUT, 429: REFUSED}
+
+class Kind(enum.IntEnum):
+    """What became of a request; every request is of one kind."""
+
+    SERVED, OUT_OF_MEMORY, TIMEOUT, REFUSED, OTHER, WRONG_OUTPUT, DEGRADED = range(7)
+
+    @property
+    def key(self) -> str:
+        """Its name in values and series."""
+        return self.name.lower()
+
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return self.key.replace("_", " ")
+
+
+FAILURES = (Kind.OUT_OF_MEMORY, Kind.TIMEOUT, Kind.REFUSED, Kind.WRONG_OUTPUT, Kind.OTHER)
+STATUSES = {503: Kind.OUT_OF_MEMORY, 507: Kind.OUT_OF_MEMORY, 408: Kind.TIMEOUT, 504: Kind.TIMEOUT, 429: Kind.REFUSED}
 PATTERNS = {
-    OUT_OF_MEMORY: r"(?i)out.?of.?memory|\boom\b|failed to allocate|no free (page|block)s?",
-    TIMEOUT: r"(?i)time.?d?.?out|deadline",
-    REFUSED: r"(?i)refused|overload|too.?many.?requests|rate.?limit|queue (is )?full|unavailable",
-    WRONG: r"(?i)\bnan\b|non-?finite|garbled|invalid (token|utf|json|output)|checksum|mismatch|wrong.?output",
+    Kind.OUT_OF_MEMORY: r"(?i)out.?of.?memory|\boom\b|failed to allocate|no free (page|block)s?",
+    Kind.TIMEOUT: r"(?i)time.?d?.?out|deadline",
+    Kind.REFUSED: r"(?i)refused|overload|too.?many.?requests|rate.?limit|queue (is )?full|unavailable",
+    Kind.WRONG_OUTPUT: r"(?i)\bnan\b|non-?finite|garbled|invalid (token|utf|json|output)|checksum|wrong.?output",
 }
 """Kind -> what its errors look like; the first that matches, type before text, is the kind."""
+_FIRST_ERROR = 300
 _MUCH = 0.5  # share of a request's time that was lost, from which a served one is called degraded
 
 
 def kinds_of_requests(service: Service) -> np.ndarray:
-    """The kind of each request by its status, str [N]; empty for one that was served."""
+    """The kind of each request by its status, int8 [N]; a status that is unknown is served."""
     if not service.has("status"):
-        return np.full(service.requests.height, "", dtype=object)
-    status = pl.col("status").cast(pl.Int64)
-    kind = pl.when(status.is_null() | (status < 300)).then(pl.lit(""))
-    kind = kind.otherwise(status.replace_strict(STATUSES, default=OTHER, return_dtype=pl.String))
-    return service.requests.select(kind.alias("kind"))["kind"].to_numpy()
+        return np.zeros(service.requests.height, dtype=np.int8)
+    status = service.requests["status"].fill_null(SERVED).to_numpy()
+    kinds = np.where(status < _FIRST_ERROR, np.int8(Kind.SERVED), np.int8(Kind.OTHER))
+    for each, kind in STATUSES.items():
+        kinds[status == each] = kind
+    return kinds
 
 
-def kinds_of_errors(errors: pl.DataFrame) -> pl.Series:
-    """The kind of each row of an error log, by its type, else by its text."""
+def kinds_of_errors(errors: pl.DataFrame) -> np.ndarray:
+    """The kind of each row of an error log, by its type, else by its text; int8 [rows]."""
     texts = ["error_type", *(["traceback"] if "traceback" in errors.columns else [])]
-    kind = pl.lit(OTHER)
+    kind = pl.lit(int(Kind.OTHER), pl.Int8)
     for text in reversed(texts):
         for name, pattern in reversed(PATTERNS.items()):
-            kind = pl.when(pl.col(text).fill_null("").str.contains(pattern)).then(pl.lit(name)).otherwise(kind)
-    return errors.select(kind.alias("kind"))["kind"]
+            is_one = pl.col(text).fill_null("").str.contains(pattern)
+            kind = pl.when(is_one).then(pl.lit(int(name), pl.Int8)).otherwise(kind)
+    return errors.select(kind.alias("kind"))["kind"].to_numpy()
 
 
 def failure_kinds(loss: Loss) -> Finding:
@@ -60,57 +80,67 @@ def failure_kinds(loss: Loss) -> Finding:
     """
     service = loss.service
     rows = service.requests.height
-    logged = {} if service.errors is None else dict(kinds_of_errors(service.errors).value_counts().iter_rows())
+    logged = _logged(service)
     if not service.has("status") and not logged:
         return not_computed("failures.kinds", "Failures by kind", "no log has a status or an error")
-    members = _members(loss)
-    counts = {kind: int(here.sum()) for kind, here in members.items()}
+    kinds = _with_poor_answers(loss)
+    counts = dict(zip(Kind, np.bincount(kinds, minlength=len(Kind)).tolist(), strict=True))
     if not service.has("status"):
-        counts |= {kind: logged.get(kind, 0) for kind in (OUT_OF_MEMORY, TIMEOUT, REFUSED, WRONG, OTHER)}
-    failed = sum(count for kind, count in counts.items() if kind != DEGRADED)
+        counts |= logged
+    failed = sum(counts[kind] for kind in FAILURES)
     return Finding(
         key="failures.kinds",
         title=_title(counts, failed, rows),
         rows=rows,
-        values={"failed": failed, "failed_share": failed / max(rows, 1), **counts, "errors_logged": logged},
-        series=_by_hour(loss, members) if service.dated else {},
+        values={
+            "failed": failed,
+            "failed_share": failed / max(rows, 1),
+            **{kind.key: counts[kind] for kind in (*FAILURES, Kind.DEGRADED)},
+            "errors_logged": {kind.key: count for kind, count in logged.items()},
+        },
+        series=_by_hour(loss, kinds) if service.dated else {},
         because=_because(counts, logged),
     )
 
 
-def _members(loss: Loss) -> dict[str, np.ndarray]:
-    """Kind -> which requests are of it, bool [N]; a request is of one kind."""
+def _logged(service: Service) -> dict[Kind, int]:
+    """Rows of the error log by kind, those that there are."""
+    if service.errors is None:
+        return {}
+    kinds, counts = np.unique(kinds_of_errors(service.errors), return_counts=True)
+    return {Kind(kind): int(count) for kind, count in zip(kinds, counts, strict=True)}
+
+
+def _with_poor_answers(loss: Loss) -> np.ndarray:
+    """The kind of each request, served ones with an empty or a late answer told apart."""
     kinds = kinds_of_requests(loss.service)
-    served = kinds == ""
-    wrong = served & (loss.service.floats("response_tokens") == 0)
-    members = {kind: kinds == kind for kind in (OUT_OF_MEMORY, TIMEOUT, REFUSED, OTHER)}
-    return members | {WRONG: wrong, DEGRADED: served & ~wrong & (loss.lost > _MUCH)}
+    served = kinds == Kind.SERVED
+    kinds[served & (loss.lost > _MUCH)] = Kind.DEGRADED
+    kinds[served & (loss.service.floats("response_tokens") == 0)] = Kind.WRONG_OUTPUT
+    return kinds
 
 
-def _by_hour(loss: Loss, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _by_hour(loss: Loss, kinds: np.ndarray) -> dict[str, np.ndarray]:
     hours = loss.service.hours(loss.start_s)
-    sent = np.maximum(np.bincount(hours, minlength=24), 1)
-    per_thousand = {kind: 1000 * np.bincount(hours[here], minlength=24) / sent for kind, here in members.items()}
-    return {"hour": np.arange(24), **per_thousand}
+    table = np.bincount(hours.astype(np.int64) * len(Kind) + kinds, minlength=24 * len(Kind)).reshape(24, len(Kind))
+    per_thousand = 1000 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    return {"hour": np.arange(24)} | {kind.key: per_thousand[:, kind] for kind in (*FAILURES, Kind.DEGRADED)}
 
 
-def _title(counts: dict[str, int], failed: int, rows: int) -> str:
+def _title(counts: dict[Kind, int], failed: int, rows: int) -> str:
     if not failed:
-        degraded = counts[DEGRADED]
+        degraded = counts[Kind.DEGRADED]
         return f"None of {rows:,} requests failed; {degraded:,} ({degraded / max(rows, 1):.1%}) were degraded"
-    worst = max((kind for kind in counts if kind != DEGRADED), key=lambda kind: counts[kind])
-    return f"{failed:,} of {rows:,} requests failed ({failed / rows:.2%}); {_words(worst)}: {counts[worst]:,} of them"
+    worst = max(FAILURES, key=lambda kind: counts[kind])
+    share = f"{failed / max(rows, 1):.2%}"
+    return f"{failed:,} of {rows:,} requests failed ({share}); {worst.words}: {counts[worst]:,} of them"
 
 
-def _because(counts: dict[str, int], logged: dict[str, int]) -> tuple[str, ...]:
-    counted = ", ".join(f"{_words(kind)} {count:,}" for kind, count in counts.items())
-    errors = ", ".join(f"{_words(kind)} {count:,}" for kind, count in sorted(logged.items()))
+def _because(counts: dict[Kind, int], logged: dict[Kind, int]) -> tuple[str, ...]:
+    counted = ", ".join(f"{kind.words} {counts[kind]:,}" for kind in (*FAILURES, Kind.DEGRADED))
+    errors = ", ".join(f"{kind.words} {count:,}" for kind, count in logged.items())
     return (
         f"By status and answer: {counted}.",
         f"By the error log: {errors or 'no rows'}.",
         "Degraded: served, but in more than twice the time that it takes on a quiet engine.",
     )
-
-
-def _words(kind: str) -> str:
-    return kind.replace("_", " ")

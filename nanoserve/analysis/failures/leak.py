@@ -44,8 +44,8 @@ class Floor:
 
     @property
     def grown_share(self) -> float:
-        """Blocks lost over the log by the lower end of the slope, over the pool; 0 where it may not be rising."""
-        return max(0.0, self.slope.low) * (self.end_s - self.start_s) / self.total
+        """Blocks lost over the log, over the pool; 0 where the floor may not be rising."""
+        return self.slope.value * (self.end_s - self.start_s) / self.total if self.slope.low > 0 else 0.0
 
     @property
     def leaks(self) -> bool:
@@ -54,7 +54,7 @@ class Floor:
 
     def leaked_at(self, moments_s: np.ndarray) -> np.ndarray:
         """Blocks lost since the start at some moments, by the trend; 0 where there is none."""
-        return max(0.0, self.slope.value) * np.maximum(moments_s - self.start_s, 0.0) if self.leaks else 0 * moments_s
+        return self.slope.value * np.maximum(moments_s - self.start_s, 0.0) if self.leaks else 0.0 * moments_s
 
 
 def floors(service: Service) -> list[Floor]:

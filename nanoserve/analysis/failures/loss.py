@@ -62,6 +62,8 @@ class Loss:
     @functools.cached_property
     def tpot_s(self) -> np.ndarray:
         """Time per token after the first; NaN for failed ones, short answers, and logs without first tokens."""
+        if not self._timed:
+            return np.broadcast_to(np.nan, self.service.requests.height)
         tokens = self.service.floats("response_tokens")
         with np.errstate(divide="ignore", invalid="ignore"):
             pace_s = (self.latency_s - self.ttft_s) / (tokens - 1)
@@ -70,17 +72,23 @@ class Loss:
     @functools.cached_property
     def alone_s(self) -> np.ndarray:
         """What the first token of such a prompt takes on an idle engine; NaN where too few found one idle."""
+        if not self._timed:
+            return np.broadcast_to(np.nan, self.service.requests.height)
         return _first_token_alone_s(self.service.floats("prompt_tokens"), self.ttft_s, self.ahead)
 
     @functools.cached_property
     def waited_s(self) -> np.ndarray:
         """How much longer than that its first token took; 0 for failed ones and where unknown."""
+        if not self._timed:
+            return self._nothing
         waited_s = np.nan_to_num(self.ttft_s - self.alone_s, nan=0.0)
         return np.where(self.service.failed, 0.0, np.maximum(waited_s, 0.0))
 
     @functools.cached_property
     def line_s(self) -> np.ndarray:
         """What the prompts in line before each request take one by one on an idle engine."""
+        if not self._timed:
+            return self._nothing
         first_s = self.start_s + self.ttft_s
         alone_s = np.nan_to_num(self.alone_s)
         return sums_by_replica(self.start_s, self.start_s, first_s, self.service.replicas, alone_s)
@@ -88,6 +96,8 @@ class Loss:
     @functools.cached_property
     def blocked_s(self) -> np.ndarray:
         """The part of the wait that neither the line nor the step that ran accounts for: no slot, or no memory."""
+        if not self._timed:
+            return self._nothing
         accounted_s = _LINE_SLACK * self.line_s + _STEP_SLACK * np.nan_to_num(self.quiet_tpot_s)
         return np.maximum(self.waited_s - accounted_s, 0.0)
 
@@ -101,12 +111,16 @@ class Loss:
     @functools.cached_property
     def slowed_s(self) -> np.ndarray:
         """How much longer its tokens took than on a quiet engine; 0 for failed ones and where unknown."""
+        if not self._timed:
+            return self._nothing
         share = np.maximum(np.nan_to_num(1 - self.quiet_tpot_s / self.tpot_s, nan=0.0), 0.0)
         return share * np.nan_to_num(self.latency_s - self.ttft_s)
 
     @functools.cached_property
     def lost(self) -> np.ndarray:
         """What each request lost, 0 to 1."""
+        if not self._timed:
+            return self.service.failed.astype(np.float64)
         return np.where(self.service.failed, 1.0, _share(self.waited_s + self.slowed_s, self.latency_s))
 
     def spared(self, less_s: np.ndarray) -> np.ndarray:
@@ -115,10 +129,22 @@ class Loss:
         Args:
           less_s: float [N], seconds; what exceeds the time that a request lost counts for nothing.
         """
+        if not self._timed:
+            return self._nothing
         lost_s = self.waited_s + self.slowed_s
         less_s = np.minimum(less_s, lost_s)
         left = _share(lost_s - less_s, self.latency_s - less_s)
         return np.where(self.service.failed, 0.0, np.maximum(self.lost - left, 0.0))
+
+    @functools.cached_property
+    def _timed(self) -> bool:
+        """Whether the log has first tokens: without them nobody is known to have waited."""
+        return self.service.has("ttft_s", "latency_s")
+
+    @property
+    def _nothing(self) -> np.ndarray:
+        """0 for every request, in no memory."""
+        return np.broadcast_to(0.0, self.service.requests.height)
 
     @functools.cached_property
     def of_failing(self) -> float:

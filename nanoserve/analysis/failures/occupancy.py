@@ -27,8 +27,8 @@ def sums_at(
         start_s, end_s = start_s[known], end_s[known]
         weights = None if weights is None else weights[known]
     if weights is None:
-        began = np.searchsorted(np.sort(start_s), moments_s, side="left")
-        return (began - np.searchsorted(np.sort(end_s), moments_s, side="right")).astype(np.float64)
+        began = np.searchsorted(np.sort(start_s, kind="stable"), moments_s, side="left")
+        return (began - np.searchsorted(np.sort(end_s, kind="stable"), moments_s, side="right")).astype(np.float64)
     began = _reached(moments_s, start_s, weights, side="left")
     return began - _reached(moments_s, end_s, weights, side="right")
 

@@ -16,7 +16,7 @@ errors of that day. Next: `shortage`, the same for requests that waited.
 import numpy as np
 import polars as pl
 
-from nanoserve.analysis.failures.kinds import OUT_OF_MEMORY, kinds_of_errors
+from nanoserve.analysis.failures.kinds import Kind, kinds_of_errors
 from nanoserve.analysis.finding import Finding, not_computed
 from nanoserve.analysis.service import DAY_S, Service
 
@@ -54,7 +54,7 @@ def _memory_errors(service: Service) -> pl.DataFrame:
         return pl.DataFrame(schema={"time_s": pl.Float64, "traceback": pl.String})
     if "traceback" not in errors.columns:
         errors = errors.with_columns(pl.lit("").alias("traceback"))
-    return errors.filter(kinds_of_errors(errors) == OUT_OF_MEMORY).select("time_s", "traceback")
+    return errors.filter(kinds_of_errors(errors) == Kind.OUT_OF_MEMORY).select("time_s", "traceback")
 
 
 def shortage_kinds(lines: pl.DataFrame, written_share: float) -> pl.Series:

@@ -10,7 +10,7 @@ Series of `failures.queue.timeouts`: `ahead` (requests, lower end of a bin, powe
 import numpy as np
 
 from nanoserve.analysis.failures.intervals import wilson
-from nanoserve.analysis.failures.kinds import TIMEOUT, kinds_of_requests
+from nanoserve.analysis.failures.kinds import Kind, kinds_of_requests
 from nanoserve.analysis.failures.loss import Loss
 from nanoserve.analysis.finding import Finding, not_computed
 
@@ -32,7 +32,7 @@ def timeouts_by_queue(loss: Loss) -> Finding:
         return not_computed(KEY, "Time-outs by queue length", "it needs status and latency of requests")
     if not rows:
         return not_computed(KEY, "Time-outs by queue length", "there are no requests")
-    timed_out = kinds_of_requests(service) == TIMEOUT
+    timed_out = kinds_of_requests(service) == Kind.TIMEOUT
     bins = np.floor(np.log2(loss.ahead + 1)).astype(np.int64)
     trials = np.bincount(bins)
     there = np.flatnonzero(trials)

@@ -69,6 +69,7 @@ def open_logs(
     notes = [f"{file.path.name}: {note}" for file in files for note in file.notes]
     dated = _all_dated(files)
     logs = {log: clean.clean(log, _together(log, files), scratch) for log in _present(files)}
+    _check_some_left(logs["api"])
     notes += [f"{log} log: {note}" for log, cleaned in logs.items() for note in cleaned.notes]
     latencies = {file.latency for file in files if file.log == "api" and file.latency}
     if latencies and not latencies & units.keys():
@@ -137,6 +138,12 @@ def _present(files: Sequence[_File]) -> list[str]:
     return logs
 
 
+def _check_some_left(api: clean.Cleaned) -> None:
+    if not api.rows:
+        why = "; ".join(api.notes) or "it has no rows"
+        raise TraceError(f"the api log has no request that can be analysed: {why}")
+
+
 def _together(log: str, files: Sequence[_File]) -> pl.LazyFrame:
     """All files of a log as one table; a column that one of them lacks is null there."""
     tables = [file.table for file in files if file.log == log]
@@ -188,7 +195,8 @@ def _with_numbered_replicas(tables: dict[str, pl.LazyFrame]) -> tuple[dict[str, 
 def _first_second(tables: Mapping[str, pl.LazyFrame]) -> int:
     """The whole second in which the first entry of any log falls, in nanoseconds."""
     timed = [table.select(pl.col("time_ns").min()) for table in tables.values() if "time_ns" in table.collect_schema()]
-    return int(min(table.collect(engine="streaming").item() for table in timed)) // 10**9 * 10**9
+    firsts = [table.collect(engine="streaming").item() for table in timed]
+    return min(int(first) for first in firsts if first is not None) // 10**9 * 10**9  # a log may be empty
 
 
 def _since(start_ns: int, log: str, table: pl.LazyFrame) -> pl.LazyFrame:

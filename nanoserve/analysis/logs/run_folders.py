@@ -5,6 +5,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import polars as pl
+
+from nanoserve.report.run_folder import LOG_BLOCK_TOKENS
 from nanoserve.specs.errors import TraceError, nearest
 
 _API, _SAMPLE = "api.parquet", "sample.parquet"
@@ -54,7 +57,9 @@ def _files(path: Path) -> list[Path]:
 
 
 def _block_tokens(file: Path) -> int | None:
-    """What the config beside a run's logs says of the size of its pages."""
+    """What a log's own file, or the config beside a run's logs, says of the size of its pages."""
+    if file.suffix == ".parquet" and (stated := pl.read_parquet_metadata(file).get(LOG_BLOCK_TOKENS)):
+        return int(stated)
     config = file.parent.parent / "operative.gin"
     if file.parent.name != "logs" or not config.exists():
         return None

@@ -90,10 +90,35 @@ def missing_table(findings: Iterable[Finding]) -> Table | None:
 
 
 def tables_of(finding: Finding) -> list[Table]:
-    """A finding's values: those that are lists of rows, each as a table; where there are none, the single ones."""
-    tables = [_rows_table(value) for value in finding.values.values() if is_rows(value)]
-    single = [(label_of(name), text_of(name, value)) for name, value in finding.values.items() if _is_plain(value)]
+    """A finding's values as tables: those that are tables themselves; where there are none, the single ones."""
+    values = finding.values
+    tables = [_rows_table(value) for value in values.values() if is_rows(value)]
+    tables += [_named_table(rows) for rows in _alike(values)]
+    single = [(label_of(name), text_of(name, value)) for name, value in values.items() if _is_plain(value)]
     return tables or ([Table(("", ""), single)] if single else [])
+
+
+def _alike(values: Mapping[str, Value]) -> list[dict[str, dict[str, Any]]]:
+    """Groups of values that are mappings with the same names: together they are a table, a row each."""
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value and all(map(_is_plain, value.values())):
+            groups.setdefault(tuple(value), {})[name] = value
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _named_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    columns = list(next(iter(rows.values())))
+    cells = [
+        (label_of(name), *(text_of(_unit_of(name, field), row[field]) for field in columns))
+        for name, row in rows.items()
+    ]
+    return Table(("", *map(label_of, columns)), cells)
+
+
+def _unit_of(name: str, field: str) -> str:
+    """The name that says a cell's unit: the column's, or the row's where the column is a statistic of it."""
+    return field if any(field.endswith(suffix) for suffix in _SUFFIXES) or field in _COUNTS else name
 
 
 def is_rows(value: Value) -> TypeGuard[list[dict[str, Any]]]:
@@ -118,7 +143,15 @@ def _is_plain(value: Value) -> bool:
 
 
 _SUFFIXES = ("_per_s", "_rps", "_s", "_tokens", "_bytes", "_share", "_blocks", "_c")
-_WORDS = {"_per_s": "/s", "_rps": " (requests/s)", "_blocks": " (blocks)", "_tokens": " (tokens)", "_c": " (°C)"}
+_COUNTS = ("count", "missing")
+_WORDS = {
+    "_per_s": "/s",
+    "_rps": " (requests/s)",
+    "_blocks": " (blocks)",
+    "_tokens": " (tokens)",
+    "_c": " (°C)",
+    "_share": " share",
+}
 
 
 def label_of(name: str) -> str:

@@ -45,7 +45,7 @@ def _header(page: Page, chapters: Sequence[tuple[Chapter, list[Finding]]]) -> st
 
 
 def _section(page: Page, chapter: Chapter, findings: Sequence[Finding], plots: Mapping[str, Plot]) -> str:
-    parts = [elements.paragraph(text) for text in (chapter.asks, *page.notes_of(chapter))]
+    parts = [elements.paragraph(chapter.asks), elements.listed(page.notes_of(chapter))]
     shown = computed(findings)
     wide = [finding for finding in shown if _is_wide(finding, plots)]
     side_by_side = [finding for finding in shown if finding not in wide]

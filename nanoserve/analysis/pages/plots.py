@@ -7,6 +7,7 @@ Next: `plots_load`, `plots_machine`, `plots_failures`, `plots_experiments`, whic
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 
 from nanoserve.analysis.finding import Finding
 from nanoserve.analysis.pages.drawing import Drawing
@@ -35,19 +36,29 @@ def plot_of(finding: Finding, drawing: Drawing) -> Plot:
     return draw(finding.title, note, functools.partial(drawing.paint, finding), drawing.height)
 
 
-def draw_all(findings: Iterable[Finding], told: Callable[[int, str], None] = lambda done, key: None) -> dict[str, Plot]:
+def draw_all(
+    findings: Iterable[Finding],
+    told: Callable[[int, str], None] = lambda done, key: None,
+    helper: Executor | None = None,
+) -> dict[str, Plot]:
     """Draws every finding that has a drawing.
 
     Args:
       findings: any. told: called after each with how many are done and its key.
+      helper: another process that draws every second one, if there is one.
 
     Returns:
       Key -> plot.
     """
-    plots = {}
-    for finding in findings:
-        drawing = drawing_of(finding)
-        if drawing is not None:
+    wanted = [(finding, drawing) for finding in findings if (drawing := drawing_of(finding)) is not None]
+    given = [] if helper is None else wanted[1::2]
+    pending = {finding.key: helper.submit(plot_of, finding, drawing) for finding, drawing in given} if helper else {}
+    plots: dict[str, Plot] = {}
+    for finding, drawing in wanted:
+        if finding.key not in pending:
             plots[finding.key] = plot_of(finding, drawing)
             told(len(plots), finding.key)
+    for key, plot in pending.items():
+        plots[key] = plot.result()
+        told(len(plots), key)
     return plots

@@ -33,7 +33,7 @@ def machine_by_load(finding: Finding, figure: "Figure") -> None:
         painting.line(axes, series["load"], series[name], color, name, dots=True)
     painting.shares(axes, "share of the chip in use")
     unit = str(finding.values.get("load_unit", "requests"))
-    axes.set(xlabel=f"load ({_plural(unit)})", xlim=(0, None))
+    axes.set(xlabel=f"load ({_plural(unit)})", xlim=(0, None), ylim=(0, 1.25 * axes.get_ylim()[1]))
     axes.legend(loc="upper left", ncols=2)
 
 

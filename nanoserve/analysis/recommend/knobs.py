@@ -105,28 +105,28 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
             name="allocator",
             subject="How KV memory is handed out",
             settings=lambda now: _each("Engine.allocator", ["paged", "contiguous"]),
-            evidence=("usage.blocks", "usage.memory", "failures.memory", "causes.contiguous"),
+            evidence=("causes.contiguous_allocation", "usage.memory", "failures.memory"),
             axis="allocator",
         ),
         Knob(
             name="when_full",
             subject="What happens when the memory is full",
             settings=lambda now: _each("Engine.when_full", ["wait", "fail"]),
-            evidence=("failures.memory", "failures.kinds", "causes.no_admission"),
+            evidence=("causes.no_admission_control", "failures.memory", "failures.kinds"),
             axis="when memory is full",
         ),
         Knob(
             name="mesh",
             subject="How the chips are divided",
             settings=lambda now: _meshes(now, model),
-            evidence=("usage.machine", "failures.replicas"),
+            evidence=("usage.machine.hours", "failures.replicas"),
             axis="replicas x chips of each",
         ),
         Knob(
             name="memory",
             subject="Device memory that is planned with",
             settings=_planned_memory,
-            evidence=("usage.memory", "usage.machine"),
+            evidence=("usage.memory", "usage.machine.hours"),
             axis="share of device memory",
         ),
         Knob(
@@ -135,21 +135,21 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
             settings=lambda now: [
                 Setting(label=f"{ms:g}", fields={"Engine.interval_s": ms / 1e3}) for ms in (0, 1, 5, 10, 20, 50)
             ],
-            evidence=("causes.interval", "causes.slow_interval", "anatomy.arrivals.gaps", "anatomy.arrivals"),
+            evidence=("causes.slow_interval", "anatomy.arrivals.gaps"),
             axis="scheduling interval (ms)",
         ),
         Knob(
             name="batch",
             subject="The batch size",
             settings=lambda now: [_batch(now, seqs) for seqs in (16, 32, 64, 128, 256, 512)],
-            evidence=("usage.machine", "failures.queue"),
+            evidence=("usage.machine.hours", "failures.queue"),
             axis="most sequences at once",
         ),
         Knob(
             name="chunk",
             subject="Prompt tokens in one step",
             settings=_chunks,
-            evidence=("anatomy.lengths.prompt", "anatomy.lengths", "usage.machine"),
+            evidence=("anatomy.lengths.prompt", "usage.machine.load"),
             axis="token budget of a step",
         ),
         Knob(
@@ -166,7 +166,7 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
                 Setting(label=f"{share:.0%}", fields={"Engine.free_page_watermark": share})
                 for share in (0.0, 0.01, 0.05, 0.1)
             ],
-            evidence=("usage.memory", "usage.machine.headroom", "failures.memory"),
+            evidence=("usage.memory", "failures.memory"),
             axis="share of the pages kept free",
         ),
         Knob(
@@ -180,7 +180,7 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
             name="order",
             subject="Who is next in the queue",
             settings=lambda now: _orders(slo),
-            evidence=("failures.queue", "anatomy.lengths"),
+            evidence=("failures.queue", "anatomy.lengths.prompt"),
             axis="order of the queue",
         ),
         Knob(
@@ -190,7 +190,7 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
                 Setting(label=str(limit or "none"), fields={"Engine.queue_limit": limit})
                 for limit in (None, 512, 128, 32, 8)
             ],
-            evidence=("failures.queue", "causes.no_admission", "failures.kinds"),
+            evidence=("causes.no_admission_control", "failures.queue", "anatomy.arrivals.dispersion"),
             axis="most requests waiting",
         ),
     ]
@@ -209,7 +209,7 @@ def _kept_sessions() -> Knob:
             Setting(label=f"{seconds:,.0f}", fields={"Engine.keep_session_s": seconds})
             for seconds in (0.0, 30.0, 120.0, 600.0, 1800.0)
         ],
-        evidence=("anatomy.sessions",),
+        evidence=("anatomy.sessions.gaps", "anatomy.sessions.growth"),
         axis="KV of a turn kept (s)",
     )
 

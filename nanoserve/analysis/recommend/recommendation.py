@@ -28,6 +28,7 @@ from nanoserve.trace.types import Trace
 
 _ROUNDS = 2
 _WORTH_A_ROUND = 1.1  # times the load of the last one
+_REPLAYS_A_ROUND, _REPLAYS_OF_PROOF = 16, 24
 
 SEARCH_REQUESTS = 6000
 """Requests of training time that every option is tried on, at least: a second or two each."""
@@ -156,6 +157,13 @@ class _Search:
             )
             for curve, load in self._curves.values()
         )
+
+
+def replays_at_most(trace: Trace, baseline: Experiment) -> int:
+    """About how many replays `recommend` makes at most, for a display of progress."""
+    facts = resolve(baseline)
+    tried = sum(len(knob.settings(baseline)) for knob in knobs_for(trace, facts.model, objective(facts.slo)))
+    return _ROUNDS * (tried + _REPLAYS_A_ROUND) + _REPLAYS_OF_PROOF
 
 
 def _run(experiment: Experiment, trace: Trace, rows: np.ndarray, load: float, told: Told) -> Trial:

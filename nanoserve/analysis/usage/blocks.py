@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import polars as pl
 
 from nanoserve.analysis.finding import Finding, not_computed
 from nanoserve.analysis.service import Service
@@ -49,21 +50,38 @@ class Chips:
         return float(step_time(ops, self.cluster, self.calibration))
 
 
-def wasted_positions(first: np.ndarray, last: np.ndarray, block_tokens: int) -> np.ndarray:
-    """Positions held and not written, summed over the lengths that a request goes through.
+def wasted_up_to(length: np.ndarray, block_tokens: int) -> np.ndarray:
+    """Positions held and not written, summed over all lengths from 1 to a length, [N].
 
     Args:
-      first, last: its shortest and longest length, [N]. block_tokens: positions of a block.
+      length: [N], 0 or more. block_tokens: positions of a block.
 
     Returns:
-      [N]: the sum over L from first to last of (L rounded up to whole blocks) - L.
+      [N]: the sum over L of (L rounded up to whole blocks) - L.
+    """
+    blocks, rest = np.divmod(length, block_tokens)
+    return blocks * (block_tokens * (block_tokens - 1) // 2) + rest * block_tokens - rest * (rest + 1) // 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Lengths:
+    """How long requests are at their steps, counted by length: sums over requests are sums over lengths.
+
+    Attributes:
+      length: 0 .. longest. ended: requests by their last length. before: by the one before their first.
     """
 
-    def up_to(length: np.ndarray) -> np.ndarray:
-        blocks, rest = np.divmod(length, block_tokens)
-        return blocks * (block_tokens * (block_tokens - 1) // 2) + rest * block_tokens - rest * (rest + 1) // 2
+    length: np.ndarray
+    ended: np.ndarray
+    before: np.ndarray
 
-    return up_to(last) - up_to(first - 1)
+    @property
+    def requests(self) -> int:
+        return int(self.ended.sum())
+
+    def sum(self, up_to: np.ndarray) -> float:
+        """A sum over all steps of all requests, given the sum over lengths 1 .. L for each L."""
+        return float(((self.ended - self.before) * up_to).sum())
 
 
 def block_sizes(service: Service, step_s: StepSeconds | None = None, rows: int = 32) -> Finding:
@@ -76,39 +94,39 @@ def block_sizes(service: Service, step_s: StepSeconds | None = None, rows: int =
     Returns:
       `usage.blocks.sizes`; rows are served requests.
     """
-    key = "usage.blocks.sizes"
-    first, last = _lengths(service)
-    if not len(first):
-        return not_computed(key, "Block sizes", "no request was served")
-    written = ((first + last) * (last - first + 1) / 2).sum()
-    steps = (last - first + 1).sum()
-    waste = np.array([wasted_positions(first, last, size).sum() for size in SIZES])
-    held_share = waste / (written + waste)
+    lengths = _lengths(service)
+    if not lengths.requests:
+        return not_computed("usage.blocks.sizes", "Block sizes", "no request was served")
+    length = lengths.length
+    written, steps = lengths.sum(length * (length + 1) / 2), lengths.sum(length)
+    waste = np.array([lengths.sum(wasted_up_to(length, size)) for size in SIZES])
     series = {
         "block_tokens": np.array(SIZES),
-        "waste_share": held_share,
-        "blocks_per_request": np.array([np.mean(-(-last // size)) for size in SIZES]),
+        "waste_share": waste / (written + waste),
+        "blocks_per_request": np.array([(lengths.ended * -(-length // size)).sum() for size in SIZES])
+        / lengths.requests,
         "extra_read_share": waste / written,
     }
-    mean_tokens = float(written / steps)
+    mean_tokens = written / steps
     if step_s is not None:
         series["step_s"] = np.array([step_s(rows, rows * (mean_tokens + each / steps)) for each in waste])
     return Finding(
-        key=key,
-        title=_title(service.block_tokens, held_share),
-        rows=len(first),
+        key="usage.blocks.sizes",
+        title=_title(service.block_tokens, series["waste_share"]),
+        rows=lengths.requests,
         values=_values(series, mean_tokens),
         series=series,
         because=_because(series, service.block_tokens),
     )
 
 
-def _lengths(service: Service) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of each served request when it decodes first and last, int [N]."""
-    prompts, answers = service.floats("prompt_tokens"), service.floats("response_tokens")
-    served = ~service.failed & (prompts > 0) & (answers > 0)
-    prompts, answers = prompts[served].astype(np.int64), answers[served].astype(np.int64)
-    return prompts, prompts + answers - 1
+def _lengths(service: Service) -> _Lengths:
+    """Lengths of served requests: the prompt when they decode first, all but the last token at the end."""
+    table = service.requests.select("prompt_tokens", "response_tokens")
+    served = table.filter(pl.Series(~service.failed), pl.col("prompt_tokens") > 0, pl.col("response_tokens") > 0)
+    prompts, answers = served["prompt_tokens"].to_numpy(), served["response_tokens"].to_numpy()
+    ended = np.bincount(prompts + answers - 1)
+    return _Lengths(length=np.arange(len(ended)), ended=ended, before=np.bincount(prompts - 1, minlength=len(ended)))
 
 
 def _values(series: dict[str, np.ndarray], mean_tokens: float) -> dict[str, float | dict[str, float]]:

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from nanoserve.analysis.anatomy.sketch import RELATIVE_ERROR, Counts, Floats, Moments, merged
 
@@ -18,7 +18,7 @@ def pieces(values: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 @given(INTEGERS, PIECES)
-@settings(deadline=None)
+
 def test_counts_of_parts_are_those_of_the_whole_and_numpys(values, count):
     values = np.array(values)
     counts = merged(pieces(values, count), Counts.of)
@@ -29,7 +29,7 @@ def test_counts_of_parts_are_those_of_the_whole_and_numpys(values, count):
 
 
 @given(NUMBERS, PIECES)
-@settings(deadline=None)
+
 def test_few_floats_are_exact(values, count):
     values = np.array(values)
     floats = merged(pieces(values, count), Floats.of)
@@ -40,7 +40,7 @@ def test_few_floats_are_exact(values, count):
 
 
 @given(NUMBERS, PIECES)
-@settings(deadline=None)
+
 def test_many_floats_are_within_the_stated_bound(values, count):
     values = np.array(values)
     parts = [Floats.of(part, exact_values=0) for part in pieces(values, count)]
@@ -53,7 +53,7 @@ def test_many_floats_are_within_the_stated_bound(values, count):
 
 
 @given(NUMBERS, PIECES)
-@settings(deadline=None)
+
 def test_buckets_do_not_depend_on_how_values_were_split(values, count):
     values = np.array(values)
     whole = Floats.of(values, exact_values=0)
@@ -63,7 +63,7 @@ def test_buckets_do_not_depend_on_how_values_were_split(values, count):
 
 
 @given(NUMBERS, st.randoms(use_true_random=False))
-@settings(deadline=None)
+
 def test_the_order_of_values_changes_nothing(values, random):
     shuffled = list(values)
     random.shuffle(shuffled)

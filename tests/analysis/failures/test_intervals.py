@@ -24,6 +24,16 @@ def test_a_line_has_its_slope_whatever_a_few_points_do():
     assert found.value == pytest.approx(3, abs=0.1)
 
 
+@pytest.mark.parametrize("points", [3, 6, 28])
+def test_slopes_are_scipys(points):
+    rng = np.random.default_rng(points)
+    x = np.sort(rng.uniform(0, 10, points))
+    y = 0.3 * x + rng.normal(0, 1, points)
+    slope, _, low, high = stats.theilslopes(y, x, alpha=0.95)
+    found = robust_slope(x, y)
+    assert (found.value, found.low, found.high) == pytest.approx((slope, low, high))
+
+
 def test_the_interval_of_a_mean_is_students():
     values = np.random.default_rng(1).normal(5, 2, 12)
     found = mean_of_blocks(values)

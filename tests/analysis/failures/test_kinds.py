@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from nanoserve.analysis.failures.kinds import failure_kinds, kinds_of_errors, kinds_of_requests
+from nanoserve.analysis.failures.kinds import Kind, failure_kinds, kinds_of_errors, kinds_of_requests
 from nanoserve.analysis.failures.loss import Loss
 from tests.analysis.failures.factories import requests_of
 
 STATUSES = [200, 503, 504, 429, 500, 200, 418]
+KINDS = ["served", "out_of_memory", "timeout", "refused", "other", "served", "other"]
 
 
 def few(**columns):
@@ -18,7 +19,7 @@ def few(**columns):
 
 
 def test_a_status_has_one_kind():
-    assert kinds_of_requests(few()).tolist() == ["", "out_of_memory", "timeout", "refused", "other", "", "other"]
+    assert [Kind(kind).key for kind in kinds_of_requests(few())] == KINDS
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,12 @@ def test_a_status_has_one_kind():
 )
 def test_errors_are_known_by_their_type_or_their_text(error_type, text, kind):
     errors = pl.DataFrame({"time_s": [0.0], "error_type": [error_type], "traceback": [text]})
-    assert kinds_of_errors(errors).to_list() == [kind]
+    assert [Kind(each).key for each in kinds_of_errors(errors)] == [kind]
 
 
 def test_the_type_speaks_before_the_text():
     errors = pl.DataFrame({"error_type": ["Timeout"], "traceback": ["timed out after an out of memory error"]})
-    assert kinds_of_errors(errors).to_list() == ["timeout"]
+    assert kinds_of_errors(errors).tolist() == [Kind.TIMEOUT]
 
 
 def test_counts_add_up_to_the_failures():

@@ -22,9 +22,10 @@ def service_of(*tracebacks, error_type="OutOfMemory") -> Service:
 
 
 def test_the_line_is_read_to_the_last_number():
-    row = evidence(service_of(memory_error(132, 310, 2048, 96, 1402, 336, sequences=14, sessions=22))).row(0, named=True)
-    numbers = {name: row[name] for name in ("tried", "free", "total", "run", "sequences", "running", "sessions", "kept")}
-    assert list(numbers.values()) == [132, 310, 2048, 96, 14, 1402, 22, 336]
+    text = memory_error(132, 310, 2048, 96, 1402, 336, sequences=14, sessions=22)
+    row = evidence(service_of(text)).row(0, named=True)
+    names = ("tried", "free", "total", "run", "sequences", "running", "sessions", "kept")
+    assert [row[name] for name in names] == [132, 310, 2048, 96, 14, 1402, 22, 336]
     assert (row["holder"], row["holder_blocks"]) == ("session 1833", 160)
 
 

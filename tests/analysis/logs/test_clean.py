@@ -38,7 +38,7 @@ def row(**changes) -> dict:
 
 
 @given(st.lists(ROWS, max_size=12))
-@settings(deadline=None)
+
 def test_rows_read_are_rows_kept_and_rows_set_aside(rows):
     result = cleaned(rows)
     assert result.counts["read"] == len(rows)
@@ -47,7 +47,7 @@ def test_rows_read_are_rows_kept_and_rows_set_aside(rows):
 
 
 @given(st.lists(ROWS, max_size=12), st.randoms(use_true_random=False))
-@settings(deadline=None)
+
 def test_the_order_of_rows_decides_nothing(rows, random):
     before = cleaned(rows)
     shuffled = list(rows)
@@ -58,7 +58,7 @@ def test_the_order_of_rows_decides_nothing(rows, random):
 
 
 @given(st.lists(ROWS, max_size=12))
-@settings(deadline=None)
+
 def test_what_is_kept_is_in_order_with_one_row_an_id(rows):
     table = cleaned(rows).table.collect()
     assert table["time_ns"].is_sorted()
@@ -67,7 +67,7 @@ def test_what_is_kept_is_in_order_with_one_row_an_id(rows):
 
 
 @given(st.lists(ROWS, min_size=5, max_size=40))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_sort_in_parts_is_a_sort(rows):
     small, large = cleaned(rows), cleaned(rows, rows_in_memory=4)
     assert small.counts == large.counts

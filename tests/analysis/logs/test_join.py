@@ -49,7 +49,7 @@ def joined(api_log: pl.LazyFrame, **logs) -> Joined:
 
 
 @given(UNIQUE_IDS, UNIQUE_IDS, st.lists(IDS, max_size=8), st.lists(st.integers(-100, 600), unique=True, max_size=6))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_row_of_every_log_is_counted_once(requests, entries, failed, buckets):
     buckets = sorted(buckets)
     result = joined(api(requests), app=app(entries), errors=errors(failed), telemetry=telemetry(buckets))
@@ -64,7 +64,7 @@ def test_every_row_of_every_log_is_counted_once(requests, entries, failed, bucke
 
 
 @given(UNIQUE_IDS, UNIQUE_IDS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_request_gets_what_its_id_says_and_nothing_else(requests, entries):
     table = joined(api(requests), app=app(entries)).table.collect()
     said = {name: f"s{row}" for row, name in enumerate(entries) if name is not None}

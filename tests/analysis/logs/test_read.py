@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from nanoserve.analysis.logs.join import join
 from nanoserve.analysis.logs.read import open_logs
 from nanoserve.analysis.logs.scratch import Scratch, count
 from nanoserve.specs.errors import ConfigError, TraceError
@@ -196,6 +197,12 @@ def test_logs_without_an_api_log_are_refused(tmp_path: Path):
     [
         ("empty.csv", "", "empty"),
         ("array.json", "[1]", "one JSON array"),
+        (
+            "bad.csv",
+            f"{HEADER}\n2026-03-02T08:00,a,none,2,200,0.5\n",
+            "no request that can be analysed: 1 rows set aside",
+        ),
+        ("header.csv", f"{HEADER}\n", "empty in every row"),
         ("words.csv", "timestamp,prompt_tokens,response_tokens\nnever,1,2\n", "wanted a number or a date"),
     ],
 )
@@ -288,3 +295,17 @@ def test_a_runs_folder_stands_for_its_four_logs_and_its_block_size(tmp_path: Pat
         saved(tmp_path / "logs", api(), name)
     logs = open_logs([tmp_path])
     assert count(logs.api) == 4 and logs.block_tokens == 32
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pl.DataFrame(schema={"timestamp": pl.Datetime("us", "UTC"), "request_id": pl.String, "error_type": pl.String}),
+        pl.DataFrame(schema={"timestamp": pl.Datetime("us", "UTC"), "queue": pl.Float64}),
+        pl.DataFrame(schema={"timestamp": pl.Datetime("us", "UTC"), "request_id": pl.String, "session_id": pl.String}),
+    ],
+)
+def test_a_log_without_entries_is_joined_like_any_other(tmp_path: Path, frame: pl.DataFrame):
+    joined = join(open_logs([saved(tmp_path, api()), saved(tmp_path, frame, "other.parquet")]))
+    assert joined.rows == 4 and joined.start == MORNING
+    assert sum(number for name, number in joined.counts.items() if name.endswith("requests_without")) == 4
