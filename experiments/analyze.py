@@ -59,7 +59,7 @@ def _flags(own: flags.FlagValues) -> None:
 
 def _command(asked: flags.FlagValues) -> int:
     baseline = _checked(asked)
-    from experiments.analyze_files import drawing_helper, examined, opened, recommended, written
+    from experiments.analyze_files import drawing_helper, examined, opened, written
 
     with drawing_helper() as helper:
         joined = opened(
@@ -71,6 +71,8 @@ def _command(asked: flags.FlagValues) -> int:
         )
         report = examined(joined, Path(asked.out), _name(asked.log))
         if baseline is not None:
+            from experiments.analyze_recommend import recommended
+
             report = recommended(report, baseline)
         for path in written(report, _typed(asked), helper):
             print(path)

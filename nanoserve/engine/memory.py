@@ -213,11 +213,13 @@ class KvMemory:
           completed: it has all its tokens; pages that were reserved for steps after its stop token do not count, so
             that its record does not depend on how steps are gathered into plans.
         """
-        held, tokens = len(sequence.pages), sequence.valid_tokens
-        if completed and self.paged is not None:
-            held = min(held, pages_for(tokens, self.page_tokens))
-        if held and held >= sequence.most_pages:
-            sequence.most_pages, sequence.written_tokens = held, tokens
+        held = len(sequence.pages)
+        if not held or held < sequence.most_pages:
+            return
+        tokens = sequence.valid_tokens
+        if completed and self._runs is None:
+            held = min(held, -(-tokens // self.page_tokens))
+        sequence.most_pages, sequence.written_tokens = held, tokens
 
     def retire(self, sequence: Sequence, ticks: int, *, completed: bool) -> None:
         """Lets go of what a request has that leaves, on the device and on the host.
@@ -233,7 +235,8 @@ class KvMemory:
             self.give_back(sequence)
         else:
             self._let_go(sequence, ticks, completed)
-        self.forget(sequence)
+        if sequence.returns is not None:
+            self.forget(sequence)
 
     # ---- KV that is kept elsewhere ----
 

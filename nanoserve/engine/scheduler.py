@@ -392,10 +392,10 @@ class Scheduler:
         """Whether a sequence may be admitted; sessions are dropped for it if that is what it takes."""
         if not self._has_place():
             return False
-        fits = self._fits(sequence)
-        while not fits and self.memory.make_room(sequence):
-            fits = self._fits(sequence)
-        return fits
+        while not self._fits(sequence):
+            if not self.memory.make_room(sequence):
+                return False
+        return True
 
     def _fits(self, sequence: Sequence) -> bool:
         need, free = self.memory.pages_to_start(sequence), self.pool.largest_free_run

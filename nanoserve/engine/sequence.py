@@ -49,7 +49,8 @@ class Sequence:
     @property
     def valid_tokens(self) -> int:
         """KV positions that are its own, its counters being up to date: not what was written after a stop token."""
-        return min(self.kv_tokens, self.request.prompt_tokens + self.generated - (self.generated > 0))
+        tokens = self.request.prompt_tokens + self.generated - 1
+        return tokens if tokens < self.kv_tokens else self.kv_tokens
 
 
 def pages_for(tokens: int, page_tokens: int) -> int:

@@ -32,10 +32,10 @@ _PROMPT = Quantiles(
 _TALK = Talk(
     first=Quantiles(
         levels=(0.0, 0.05, 0.1, 0.25, 0.5, 0.6, 0.7, 0.77, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0),
-        tokens=(4, 10, 14, 29, 68, 94, 119, 142, 340, 680, 1240, 1740, 2080, 3100, 4000, 8192),
+        tokens=(4, 10, 14, 29, 67, 93, 118, 141, 380, 780, 1290, 1740, 2080, 3100, 4000, 8192),
     ),
     later=Quantiles(levels=(0.0, 0.1, 0.5, 0.9, 0.99, 1.0), tokens=(3, 6, 16, 50, 200, 800)),
-    answer=Quantiles(levels=(0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0), tokens=(1, 6, 24, 54, 118, 340, 650, 1024)),
+    answer=Quantiles(levels=(0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0), tokens=(1, 6, 24, 56, 120, 340, 480, 600)),
     prompt=_PROMPT,
     correlation=0.42,
     short_turns=1.45,
@@ -55,5 +55,5 @@ def chatbot_week(requests: int, rate_rps: float = MEAN_RATE_RPS) -> WeekSpec:
     Args:
       requests: how many; `rate_rps` times a week's seconds make a whole week. rate_rps: mean over a whole week.
     """
-    arrivals = WeeklyBursts(rate_rps=rate_rps, weekday=_WEEKDAY, weekend=_WEEKEND, tail=2.39, most=120, gap_s=0.002)
+    arrivals = WeeklyBursts(rate_rps=rate_rps, weekday=_WEEKDAY, weekend=_WEEKEND, tail=2.4, most=250, gap_s=0.002)
     return WeekSpec(name="chatbot_week", requests=requests, arrivals=arrivals, talk=_TALK, users=4000, regions=_REGIONS)

@@ -19,7 +19,7 @@ _SCALARS = {"name": str, "source": str, "prefix_block_tokens": int | None}
 _RAGGED = ("prefix_hashes", "prompt_ids", "output_ids")
 _REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 _TEXTS = ("region", "texts")
-_INTEGERS = ("prompt_tokens", "output_tokens", "session", "turn", "client", "priority")
+_INTEGERS = ("prompt_tokens", "output_tokens", "answer_tokens", "session", "turn", "client", "priority")
 
 
 def write_parquet(trace: Trace, path: str | os.PathLike[str]) -> None:

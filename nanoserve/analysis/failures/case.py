@@ -80,6 +80,16 @@ class Case:
         return float(1 - self.written[known].sum() / self.allocated[known].sum()) if known.any() else float("nan")
 
     @functools.cached_property
+    def held_share(self) -> float:
+        """Share of all pools that requests hold, mean over the log, by what each held and how long; 0 where unknown."""
+        if not self.service.has("latency_s", "allocated_blocks"):
+            return 0.0
+        pools = self.total_blocks * len(np.unique(self.service.replicas))
+        span_s = np.nanmax(self.loss.end_s) - self.loss.start_s.min()
+        held = np.nansum(self.allocated * np.maximum(self.loss.latency_s - self.loss.waited_s, 0.0))
+        return float(np.nan_to_num(held / (pools * span_s)))
+
+    @functools.cached_property
     def scattered_share(self) -> float:
         """Of the buckets in which blocks are free, those in which they are not in one run; NaN where unknown."""
         table = self.service.telemetry

@@ -1,8 +1,8 @@
 """A possible cause of what goes wrong: how much it explains, how sure that is, and what would test it.
 
 Every cause is scored in one unit, the share of the service that is lost to it: `explained` is the loss (`loss`) that
-would go away with it, as a mean over all requests, and `strength`, 0 to 1, how surely the logs show its mechanism at
-work. The score is their product. `pending` is a share of the machine that is gone before any request felt it: a leak
+its mechanism accounts for, as a mean over all requests, and `strength`, 0 to 1, how surely the logs show that mechanism
+at work. The score is their product. `pending` is a share of the machine that is gone before any request felt it: a leak
 has to be named before it is too late, so the larger of the two counts. A cause is named from two in a thousand on, with
 a strength of at least a half: less than that is told, and not blamed.
 
@@ -83,13 +83,45 @@ class Cause:
         }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Pleading:
-    """Sentences for and against, as they are found."""
+    """A hypothesis while it is being weighed: sentences for and against, as they are found.
 
+    Attributes:
+      name, says: as in `Cause`.
+    """
+
+    name: str
+    says: str
     why_for: list[str] = dataclasses.field(default_factory=list)
     why_against: list[str] = dataclasses.field(default_factory=list)
 
     def weigh(self, speaks_for: bool, sentence: str) -> None:
         """Puts a sentence on the side that it speaks for."""
         (self.why_for if speaks_for else self.why_against).append(sentence)
+
+    def missing(self, why: str) -> Cause:
+        """The cause, which could not be weighed."""
+        return Cause(name=self.name, says=self.says, missing=why)
+
+    def cause(
+        self,
+        *,
+        explained: float,
+        strength: float,
+        bindings: Mapping[str, Value],
+        values: Mapping[str, Value],
+        pending: float = 0.0,
+    ) -> Cause:
+        """The cause, with both sides; arguments as in `Cause`."""
+        return Cause(
+            name=self.name,
+            says=self.says,
+            explained=explained,
+            pending=pending,
+            strength=strength,
+            why_for=tuple(self.why_for),
+            why_against=tuple(self.why_against),
+            bindings=bindings,
+            values=values,
+        )

@@ -1,8 +1,8 @@
 """Which causes a service's logs name, in order, and what remains that none of them explains.
 
-What remains is the load itself: bursts that stand in line, long prompts ahead of short ones, batches that slow one
-another down. It is told beside the causes and never ranked among them, since no fault is there to mend: if it is too
-much, the answer is capacity. Next: `counterfactual`, which replays the config without a cause.
+What remains is the load itself (`load`). It is told beside the causes and never ranked among them, since no fault is
+there to mend: if it is too much, the answer is capacity. Next: `counterfactual`, which replays the config without a
+cause.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import dataclasses
 from nanoserve.analysis.failures.case import Case
 from nanoserve.analysis.failures.cause import Cause
 from nanoserve.analysis.failures.hypotheses import HYPOTHESES
+from nanoserve.analysis.failures.load import load_itself
 from nanoserve.analysis.finding import Finding, not_computed
 
 
@@ -19,12 +20,13 @@ class Diagnosis:
 
     Attributes:
       ranked: all hypotheses, by score, those that could not be weighed last. lost: share of the service that is lost.
-      rows: requests behind it.
+      rows: requests behind it. load: what the load itself costs (`load.load_itself`).
     """
 
     ranked: tuple[Cause, ...]
     lost: float
     rows: int
+    load: Finding
 
     @property
     def named(self) -> tuple[Cause, ...]:
@@ -37,10 +39,15 @@ class Diagnosis:
         return max(0.0, self.lost - sum(cause.explained * cause.strength for cause in self.named))
 
     def findings(self) -> list[Finding]:
-        """`causes.ranking`, then one finding a cause, in order."""
+        """`causes.ranking`, then one finding a cause, in order, and `causes.load`."""
         if not self.rows:
             return [not_computed("causes.ranking", "Causes", "there are no requests")]
-        return [self._ranking(), *(cause.finding(self.rows) for cause in self.ranked)]
+        if all(cause.missing for cause in self.ranked):
+            why = "no hypothesis can be weighed: " + "; ".join(
+                f"{cause.name}: {cause.missing}" for cause in self.ranked
+            )
+            return [not_computed("causes.ranking", "Causes", why)]
+        return [self._ranking(), *(cause.finding(self.rows) for cause in self.ranked), self.load]
 
     def _ranking(self) -> Finding:
         scores = {cause.name: cause.score for cause in self.ranked if cause.missing is None}
@@ -80,4 +87,4 @@ def diagnose(case: Case) -> Diagnosis:
     rows = case.service.requests.height
     causes = [hypothesis(case) for hypothesis in HYPOTHESES] if rows else []
     ranked = sorted(causes, key=lambda cause: (cause.missing is not None, -cause.score, cause.name))
-    return Diagnosis(ranked=tuple(ranked), lost=case.loss.mean, rows=rows)
+    return Diagnosis(ranked=tuple(ranked), lost=case.loss.mean, rows=rows, load=load_itself(case))

@@ -66,7 +66,7 @@ def _title(ahead: np.ndarray, share: np.ndarray, timeouts: int, rows: int) -> st
         return f"No request timed out, with up to {int(ahead[-1]):,} or more ahead of it"
     worst = int(np.argmax(share))
     return (
-        f"{share[worst]:.1%} of requests time out with {int(ahead[worst]):,} or more ahead of them, "
+        f"{share[worst]:.2%} of requests time out with {int(ahead[worst]):,} or more ahead of them, "
         f"{timeouts / rows:.2%} of all"
     )
 

@@ -14,6 +14,7 @@ from nanoserve.analysis.logs import names, schema
 from nanoserve.analysis.logs.match import Matched
 from nanoserve.analysis.logs.sources import Source
 from nanoserve.analysis.logs.times import read_times
+from nanoserve.analysis.wording import counted
 from nanoserve.specs.errors import ConfigError, TraceError, nearest
 
 STATUS_WORDS = {
@@ -149,7 +150,9 @@ def _unreadable(source: Source, matched: Matched, columns: Mapping[str, pl.Expr]
     for (name, column), count in zip(doubtful.items(), counts, strict=True):
         if count:
             first: Any = source.cells.filter(bad[name]).select(column).head(1).collect().item()
-            notes.append(f"{count:,} cells of {column} cannot be read as {name}; the first is '{str(first)[:60]}'")
+            notes.append(
+                f"{counted(count, 'cell')} of {column} cannot be read as {name}; the first is '{str(first)[:60]}'"
+            )
     return notes
 
 

@@ -15,6 +15,7 @@ import polars as pl
 
 from nanoserve.analysis.logs import schema
 from nanoserve.analysis.logs.scratch import Scratch, count
+from nanoserve.analysis.wording import counted
 from nanoserve.trace.types import MAX_TOKENS
 
 _IDENTITY = {
@@ -31,7 +32,7 @@ _WHY = {
     "unreadable": "without a readable {needed}",
     "far": "with a time more than a year from that of the middle row",
     "negative": "with a negative latency",
-    "identical": "that repeat another",
+    "identical": "as equal to another",
     "conflicting": "with the id of another, but not its content (the earliest is kept)",
 }
 
@@ -146,12 +147,15 @@ def _in_order(table: pl.LazyFrame, present: list[str], rows: int, scratch: Scrat
     if not late:
         return table, []
     ordered = scratch.sorted_by(scratch.settled(table, rows), "time_ns", rows)
-    return ordered, [f"{late:,} rows come before the row above them in time: sorted"]
+    return ordered, [f"not in order of time: {counted(late, 'row')} earlier than the row above; sorted"]
 
 
 def _notes(log: str, by_reason: Mapping[str, int]) -> list[str]:
     needed = " or ".join(schema.REQUIRED[log])
-    return [f"{number:,} rows set aside {_WHY[reason].format(needed=needed)}" for reason, number in by_reason.items()]
+    return [
+        f"{counted(number, 'row')} set aside {_WHY[reason].format(needed=needed)}"
+        for reason, number in by_reason.items()
+    ]
 
 
 def rows_of(table: pl.LazyFrame | None) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from nanoserve.analysis.logs import names, schema
 from nanoserve.analysis.logs.names import Meaning
+from nanoserve.analysis.wording import counted
 from nanoserve.specs.errors import ConfigError, TraceError, nearest
 
 _TELLING: dict[str, frozenset[str]] = {
@@ -40,8 +41,8 @@ class Matched:
         """As a note: which columns were taken for which."""
         renamed = [f"{source} as {column}" for column, (source, _) in self.columns.items() if source != column]
         kept = len(self.columns) - len(renamed)
-        text = f"read as {self.log} log: {kept} columns by their own names"
-        text += f", {', '.join(renamed)}" if renamed else ""
+        said = [f"{counted(kept, 'column')} by name"] if kept else []
+        text = f"read as the {self.log} log: {', '.join(said + renamed)}"
         return text + (f"; not used: {', '.join(self.unused)}" if self.unused else "")
 
 

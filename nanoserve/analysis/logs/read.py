@@ -27,7 +27,7 @@ _BYTES_A_ROW = 32  # fewer than any row of text that says anything: a bound on h
 class _File:
     """A file that was read: which log it is part of, its canonical table, whether it has dates, and notes.
 
-    `latency` is what the file calls the column of latencies; `trace` is there where the file is one.
+    `columns` are the file's own names, `latency` that of its latencies; `trace` is there where the file is one.
     """
 
     path: Path
@@ -35,6 +35,7 @@ class _File:
     table: pl.LazyFrame
     dated: bool
     notes: tuple[str, ...]
+    columns: tuple[str, ...] = ()
     latency: str | None = None
     trace: Trace | None = None
 
@@ -65,7 +66,7 @@ def open_logs(
     zone, scratch, units = _zone(time_zone), scratch or Scratch(), dict(units or {})
     found = run_folders.log_files([Path(path) for path in paths])
     files = [_read(path, units, time_zone, columns, scratch) for path in found.files]
-    _check_used(units, files, found.files)
+    _check_used(units, files)
     notes = [f"{file.path.name}: {note}" for file in files for note in file.notes]
     dated = _all_dated(files)
     logs = {log: clean.clean(log, _together(log, files), scratch) for log in _present(files)}
@@ -95,21 +96,22 @@ def _read(
     path: Path, units: Mapping[str, str], zone: str | None, columns: Mapping[str, str] | None, scratch: Scratch
 ) -> _File:
     """One file, under canonical names."""
-    if traces.is_trace_file(path):
+    # What is packed with xz cannot be streamed, and traces are small enough to be unpacked in memory.
+    source = None if sources.is_xz(path) else sources.scan(path)
+    if source is None or traces.is_trace(source.names):
         trace = traces.trace_of(path)
-        return _File(
-            path, "api", traces.api_table(trace).lazy(), False, (f"read as a trace: {trace.source}",), trace=trace
-        )
-    source = sources.scan(path)
+        said = f"read as a trace: {trace.source}"
+        return _File(path, "api", traces.api_table(trace).lazy(), False, (said,), trace=trace)
     matched = match(str(path), source.names, columns)
     try:
+        source = sources.surviving_bad_lines(source)
         table, dated, notes = cells.canonical(source, matched, units, zone)
         if source.kind != "Parquet":
             table = scratch.settled(table, path.stat().st_size // _BYTES_A_ROW)
     except pl.exceptions.PolarsError as error:
         raise TraceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
     latency = matched.columns.get("latency_s", (None, None))[0]
-    return _File(path, matched.log, table, dated, (matched.sentence(), *notes), latency)
+    return _File(path, matched.log, table, dated, (matched.sentence(), *notes), source.names, latency)
 
 
 def _zone(name: str | None) -> datetime.tzinfo:
@@ -122,9 +124,9 @@ def _zone(name: str | None) -> datetime.tzinfo:
         ) from None
 
 
-def _check_used(units: Mapping[str, str], files: Sequence[_File], paths: Sequence[Path]) -> None:
+def _check_used(units: Mapping[str, str], files: Sequence[_File]) -> None:
     """Refuses a unit for a column that no file has."""
-    there = {name for path in paths if not traces.is_trace_file(path) for name in sources.scan(path).names}
+    there = {name for file in files for name in file.columns}
     for name in units:
         if name not in there:
             raise ConfigError(f"units: no file has a column '{name}'.{nearest(name, there)}")

@@ -1,5 +1,6 @@
 """Which files a path stands for: a file itself, the logs in a folder, or those of a run."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def _files(path: Path) -> list[Path]:
     if folder / _API in files:
         files = [file for file in files if file.name != _SAMPLE]
     if folder == path and (path / "steps.parquet").exists():
-        raise TraceError(f"{path}: this run kept no logs. Set Experiment.service_logs and run it again")
+        raise TraceError(f"{path}: this run kept no logs. Set ServiceLogs.start, a date, and run it again")
     if not files:
         raise TraceError(f"{path}: no log in this folder. Wanted files that end in {', '.join(_SUFFIXES)}")
     return files
@@ -58,8 +59,10 @@ def _files(path: Path) -> list[Path]:
 
 def _block_tokens(file: Path) -> int | None:
     """What a log's own file, or the config beside a run's logs, says of the size of its pages."""
-    if file.suffix == ".parquet" and (stated := pl.read_parquet_metadata(file).get(LOG_BLOCK_TOKENS)):
-        return int(stated)
+    if file.suffix == ".parquet":
+        with contextlib.suppress(pl.exceptions.PolarsError, OSError):  # whoever reads the file says what is wrong
+            if stated := pl.read_parquet_metadata(file).get(LOG_BLOCK_TOKENS):
+                return int(stated)
     config = file.parent.parent / "operative.gin"
     if file.parent.name != "logs" or not config.exists():
         return None

@@ -12,6 +12,7 @@ from typing import NoReturn
 import polars as pl
 
 from nanoserve.analysis.logs.names import TIME_UNITS
+from nanoserve.analysis.wording import counted
 from nanoserve.specs.errors import TraceError
 
 _NS = 10**9
@@ -90,7 +91,7 @@ def _offset_ns(offset: pl.Expr) -> pl.Expr:
 def _wall_times(cells: pl.LazyFrame, name: str, wall: pl.Expr, zone: str | None) -> Times:
     """Dates without an offset, as a zone's clocks showed them."""
     if zone in (None, "UTC"):
-        said = "as its time zone was given" if zone else "none is written; name it with time_zone (--time_zone)"
+        said = "as was asked" if zone else "another is named with time_zone, or --time_zone"
         return Times(_physical_ns(wall), dated=True, notes=(f"{name} has no time zone: read as UTC ({said})",))
 
     def localized(time: pl.Expr, ambiguous: str) -> pl.Expr:
@@ -106,9 +107,13 @@ def _wall_times(cells: pl.LazyFrame, name: str, wall: pl.Expr, zone: str | None)
     )
     notes = [f"{name} has no time zone: read as {zone}"]
     if skipped:
-        notes.append(f"{skipped:,} times of {name} are in an hour that {zone} skipped: moved on by what was skipped")
+        notes.append(
+            f"{counted(skipped, 'time')} of {name} in an hour that {zone} skipped: moved on by what was skipped"
+        )
     if twice:
-        notes.append(f"{twice:,} times of {name} are in an hour that {zone} had twice: read as the first of the two")
+        notes.append(
+            f"{counted(twice, 'time')} of {name} in an hour that {zone} had twice: read as the first of the two"
+        )
     return Times(pl.coalesce(first_pass, _physical_ns(moved)), dated=True, notes=tuple(notes))
 
 

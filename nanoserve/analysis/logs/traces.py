@@ -4,12 +4,12 @@ Of the formats there, Azure's is read like any log, for its dates are worth keep
 carry hashes of prompt blocks, which a log has no column for.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from nanoserve.analysis.logs import sources
 from nanoserve.trace.readers import read_trace
 from nanoserve.trace.types import Trace
 
@@ -23,15 +23,10 @@ _FORMATS = (
 """Columns by which a file is one of these traces: Mooncake and agent, ShareGPT, BurstGPT, our own, vLLM's result."""
 
 
-def is_trace_file(path: Path) -> bool:
-    """Whether a file is one of these traces; one that says how its requests ended is a log.
-
-    Traces are small enough to be unpacked in memory, so one packed with xz is taken for a trace.
-    """
-    if sources.is_xz(path):
-        return True
-    names = set(sources.scan(path).names)
-    return any(wanted <= names for wanted in _FORMATS) and not {"status", "latency_s", "request_id"} & names
+def is_trace(names: Collection[str]) -> bool:
+    """Whether a file with these columns is one of these traces; one that says how its requests ended is a log."""
+    present = set(names)
+    return any(wanted <= present for wanted in _FORMATS) and not {"status", "latency_s", "request_id"} & present
 
 
 def trace_of(path: Path) -> Trace:

@@ -16,6 +16,7 @@ from nanoserve.report import units
 from nanoserve.report.content import Table, Tile
 
 _LONGEST_TEXT = 80  # of a value in a table: what is longer belongs into a sentence
+_RANGE = 2  # numbers in a list that is a range
 _LONGEST_CELL = 40  # of a table of numbers: with longer ones it is one of words
 
 
@@ -139,6 +140,8 @@ def _rows_table(rows: list[dict[str, Any]]) -> Table:
 def _is_plain(value: Value) -> bool:
     if isinstance(value, str):
         return len(value) <= _LONGEST_TEXT
+    if isinstance(value, list):
+        return len(value) == _RANGE and all(isinstance(each, int | float) for each in value)
     return value is None or isinstance(value, bool | int | float)
 
 
@@ -170,6 +173,8 @@ def text_of(name: str, value: Value) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return _number_text(name, value)
+    if isinstance(value, list) and _is_plain(value):
+        return " to ".join(text_of(name, each) for each in value)
     return str(value)
 
 
@@ -225,6 +230,18 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "missing": finding.missing,
         "because": list(finding.because),
     }
+
+
+def finding_of(written: Mapping[str, Any]) -> Finding:
+    """A finding of `as_json`, read back: all of it but the arrays of its plot."""
+    return Finding(
+        key=written["key"],
+        title=written["title"],
+        rows=written["rows"],
+        values=written["values"],
+        missing=written["missing"],
+        because=tuple(written["because"]),
+    )
 
 
 def json_value(value: Any) -> Any:

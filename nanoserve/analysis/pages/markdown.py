@@ -14,7 +14,7 @@ def render_markdown(page: Page) -> str:
     for chapter, findings in page.chapters():
         parts += [f"## {escaped(chapter.title)}", escaped(chapter.asks)]
         parts += ["\n".join(f"- {escaped(note)}" for note in page.notes_of(chapter))]
-        parts += [part for finding in computed(findings) for part in _finding(finding)]
+        parts += [part for finding in computed(findings) for part in finding_parts(finding)]
         unknown = missing_table(findings)
         parts += [table_of(unknown)] if unknown else []
     if page.config:
@@ -24,7 +24,8 @@ def render_markdown(page: Page) -> str:
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
-def _finding(finding: Finding) -> Sequence[str]:
+def finding_parts(finding: Finding) -> Sequence[str]:
+    """A finding as paragraphs and tables of Markdown."""
     because = [escaped(sentence) for sentence in finding.because]
     return [
         f"**{escaped(finding.title)}** ({rows_text(finding).rstrip('.')})",

@@ -55,7 +55,10 @@ def histogram(axes: "Axes", edges: np.ndarray, counts: np.ndarray, color: str) -
 
 
 def mark(axes: "Axes", x: float, text: str, color: str = "red", height: float = 0.96) -> None:
-    """An upright line that is named near its top; `height` is a share of the axis."""
+    """An upright line that is named near its top, if the axis reaches so far; `height` is a share of the axis."""
+    low, high = axes.get_xlim()
+    if not low <= x <= high:
+        return
     axes.axvline(x, color=DAY[color], linewidth=1.0, linestyle=(0, (4, 3)))
     axes.annotate(
         text,

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_MOST_DOTS = 800
+
+
 def rate_by_hour(finding: Finding, figure: "Figure") -> None:
     """Requests per second by hour of the day, with the range over days, weekdays and weekends apart."""
     axes, series = figure.add_subplot(), finding.series
@@ -93,18 +96,11 @@ def tail_fit(finding: Finding, figure: "Figure") -> None:
 
 
 def pair(finding: Finding, figure: "Figure") -> None:
-    """Answers against prompts: where requests are, and some of them."""
+    """Answers against prompts: some of the requests."""
     axes, series = figure.add_subplot(), finding.series
-    axes.plot(
-        series["prompt_tokens"],
-        series["response_tokens"],
-        "o",
-        color=DAY["blue"],
-        ms=2,
-        alpha=0.35,
-        mew=0,
-        rasterized=True,
-    )
+    step = 1 + len(series["prompt_tokens"]) // _MOST_DOTS
+    prompts, answers = series["prompt_tokens"][::step], series["response_tokens"][::step]
+    axes.plot(prompts, answers, "o", color=DAY["blue"], ms=2.5, alpha=0.45, mew=0)
     painting.log_side(axes, "tokens of the answer")
     _log_tokens(axes, series["prompt_tokens"], "tokens of the prompt")
 
@@ -220,7 +216,7 @@ LOAD: dict[str, Drawing] = {
         paint=pair,
         needs=("prompt_tokens", "response_tokens"),
         counts="requests",
-        reads="Dots: at most 2,000 of them.",
+        reads=f"Dots: at most {_MOST_DOTS} of them.",
     ),
     "anatomy.lengths.prompt.tail": Drawing(
         paint=tail_fit, needs=("tokens", "share_at_least", "power_law", "lognormal"), counts="requests"

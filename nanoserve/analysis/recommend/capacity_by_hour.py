@@ -75,4 +75,4 @@ def _title(rows: list[dict], peak: int, replicas: int) -> str:
         return f"{peak} of the {replicas} replicas are enough in every hour"
     if least < peak:
         return f"The busiest hour needs all {replicas} replicas, the quietest {least}"
-    return f"Every hour needs all {replicas} replicas"
+    return f"Every hour needs all {replicas} replicas" if replicas > 1 else "One replica is enough in every hour"

@@ -7,7 +7,7 @@ then how the chips are divided. Next: `search`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nanoserve.experiment import Experiment
@@ -51,6 +51,7 @@ class Knob:
       settings: of an experiment, the values to try.
       evidence: beginnings of the keys of findings that speak about it.
       axis: what the values are, for the axis of a plot.
+      label: what a value of the first field is called.
     """
 
     name: str
@@ -58,6 +59,25 @@ class Knob:
     settings: Callable[[Experiment], list[Setting]]
     evidence: tuple[str, ...]
     axis: str
+    label: Callable[[Any], str] = str
+
+    def options(self, experiment: Experiment) -> list[Setting]:
+        """The values to try, the one in force among them; empty where there is nothing to turn."""
+        settings = self.settings(experiment)
+        if not settings or any(setting.holds(experiment) for setting in settings):
+            return settings
+        settings.append(self._in_force(settings, experiment))
+        ordered = all(isinstance(_first_value(setting), int | float) for setting in settings)
+        return sorted(settings, key=_first_value) if ordered else settings
+
+    def label_of(self, settings: Sequence[Setting], experiment: Experiment) -> str:
+        """What an experiment's value is called; `settings` are some of this knob's."""
+        held = next((setting for setting in settings if setting.holds(experiment)), None)
+        return (held or self._in_force(settings, experiment)).label
+
+    def _in_force(self, settings: Sequence[Setting], experiment: Experiment) -> Setting:
+        fields = {key: value_of(experiment, key) for key in settings[0].fields}
+        return Setting(label=self.label(next(iter(fields.values()))), fields=fields)
 
 
 _PARTS = {"Engine": "engine", "Cluster": "cluster"}
@@ -69,20 +89,8 @@ def value_of(experiment: Experiment, key: str) -> Any:
     return getattr(getattr(experiment, _PARTS[owner]), field)
 
 
-def setting_of(experiment: Experiment, keys: Iterable[str]) -> Setting:
-    """What an experiment has already, as a setting of a knob that sets these fields."""
-    fields = {key: value_of(experiment, key) for key in keys}
-    first = next(iter(fields.values()))
-    return Setting(
-        label="none" if first is None else f"{first:g}" if isinstance(first, float) else str(first), fields=fields
-    )
-
-
-def label_of(settings: Iterable[Setting], experiment: Experiment) -> str:
-    """What an experiment's value is called among the settings of a knob."""
-    settings = list(settings)
-    held = next((setting for setting in settings if setting.holds(experiment)), None)
-    return (held or setting_of(experiment, settings[0].fields)).label
+def _first_value(setting: Setting) -> Any:
+    return next(iter(setting.fields.values()))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -119,6 +127,7 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
             name="mesh",
             subject="How the chips are divided",
             settings=lambda now: _meshes(now, model),
+            label=_divided,
             evidence=("usage.machine.hours", "failures.replicas"),
             axis="replicas x chips of each",
         ),
@@ -126,15 +135,15 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
             name="memory",
             subject="Device memory that is planned with",
             settings=_planned_memory,
+            label=_percent,
             evidence=("usage.memory", "usage.machine.hours"),
             axis="share of device memory",
         ),
         Knob(
             name="interval",
             subject="The scheduling interval",
-            settings=lambda now: [
-                Setting(label=f"{ms:g}", fields={"Engine.interval_s": ms / 1e3}) for ms in (0, 1, 5, 10, 20, 50)
-            ],
+            settings=lambda now: _values("Engine.interval_s", (0.0, 0.001, 0.005, 0.01, 0.02, 0.05), _milliseconds),
+            label=_milliseconds,
             evidence=("causes.slow_interval", "anatomy.arrivals.gaps"),
             axis="scheduling interval (ms)",
         ),
@@ -149,6 +158,7 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
             name="chunk",
             subject="Prompt tokens in one step",
             settings=_chunks,
+            label=_thousands,
             evidence=("anatomy.lengths.prompt", "usage.machine.load"),
             axis="token budget of a step",
         ),
@@ -162,10 +172,8 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
         Knob(
             name="headroom",
             subject="Memory kept free when a request starts",
-            settings=lambda now: [
-                Setting(label=f"{share:.0%}", fields={"Engine.free_page_watermark": share})
-                for share in (0.0, 0.01, 0.05, 0.1)
-            ],
+            settings=lambda now: _values("Engine.free_page_watermark", (0.0, 0.01, 0.05, 0.1), _percent),
+            label=_percent,
             evidence=("usage.memory", "failures.memory"),
             axis="share of the pages kept free",
         ),
@@ -186,10 +194,8 @@ def knobs_for(trace: Trace, model: ModelSpec, slo: Slo) -> list[Knob]:
         Knob(
             name="admission",
             subject="The limit of the queue",
-            settings=lambda now: [
-                Setting(label=str(limit or "none"), fields={"Engine.queue_limit": limit})
-                for limit in (None, 512, 128, 32, 8)
-            ],
+            settings=lambda now: _values("Engine.queue_limit", (None, 512, 128, 32, 8), _or_none),
+            label=_or_none,
             evidence=("causes.no_admission_control", "failures.queue", "anatomy.arrivals.dispersion"),
             axis="most requests waiting",
         ),
@@ -205,10 +211,8 @@ def _kept_sessions() -> Knob:
     return Knob(
         name="kept_sessions",
         subject="How long a conversation's KV is kept for its next turn",
-        settings=lambda now: [
-            Setting(label=f"{seconds:,.0f}", fields={"Engine.keep_session_s": seconds})
-            for seconds in (0.0, 30.0, 120.0, 600.0, 1800.0)
-        ],
+        settings=lambda now: _values("Engine.keep_session_s", (0.0, 30.0, 120.0, 600.0, 1800.0), _thousands),
+        label=_thousands,
         evidence=("anatomy.sessions.gaps", "anatomy.sessions.growth"),
         axis="KV of a turn kept (s)",
     )
@@ -225,7 +229,31 @@ def _prefix_cache() -> Knob:
 
 
 def _each(key: str, values: list[str]) -> list[Setting]:
-    return [Setting(label=value, fields={key: value}) for value in values]
+    return _values(key, values, str)
+
+
+def _values(key: str, values: Sequence[Any], label: Callable[[Any], str]) -> list[Setting]:
+    return [Setting(label=label(value), fields={key: value}) for value in values]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"
+
+
+def _thousands(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _or_none(number: int | None) -> str:
+    return "none" if number is None else str(number)
+
+
+def _divided(mesh: Mapping[str, int]) -> str:
+    return f"{mesh.get('data', 1)} x {mesh.get('tensor', 1)}"
 
 
 def _batch(now: Experiment, seqs: int) -> Setting:
@@ -237,7 +265,9 @@ def _batch(now: Experiment, seqs: int) -> Setting:
 def _chunks(now: Experiment) -> list[Setting]:
     least = now.engine.max_seqs * now.engine.row_tokens
     return [
-        Setting(label=f"{tokens:,}", fields={"Engine.max_step_tokens": tokens, "Engine.prefill_chunk_tokens": None})
+        Setting(
+            label=_thousands(tokens), fields={"Engine.max_step_tokens": tokens, "Engine.prefill_chunk_tokens": None}
+        )
         for tokens in (512, 1024, 2048, 4096, 8192, 16384)
         if tokens >= least
     ]
@@ -255,7 +285,7 @@ def _planned_memory(now: Experiment) -> list[Setting]:
     """Nothing to choose where the number of pages is set by hand."""
     if now.engine.num_pages is not None:
         return []
-    return [Setting(label=f"{share:.0%}", fields={"Engine.hbm_utilization": share}) for share in (0.8, 0.85, 0.9, 0.95)]
+    return _values("Engine.hbm_utilization", (0.8, 0.85, 0.9, 0.95), _percent)
 
 
 def _preemptions(now: Experiment, model: ModelSpec) -> list[Setting]:
@@ -285,11 +315,7 @@ def _meshes(now: Experiment, model: ModelSpec) -> list[Setting]:
     if now.engine.num_pages is not None or set(mesh) - {"data", "tensor"} or now.disaggregation.decode_mesh is not None:
         return []
     divided = [{"data": chips // ways, "tensor": ways} for ways in (1, 2, 4, 8, 16) if chips % ways == 0]
-    return [
-        Setting(label=f"{each['data']} x {each['tensor']}", fields={"Cluster.mesh": each})
-        for each in divided
-        if _fits(now, model, each)
-    ]
+    return [Setting(label=_divided(each), fields={"Cluster.mesh": each}) for each in divided if _fits(now, model, each)]
 
 
 def _fits(now: Experiment, model: ModelSpec, mesh: Mapping[str, int]) -> bool:

@@ -138,7 +138,7 @@ def saturation_finding(
     if before[0] and after[0]:
         gain = f": {after[0] / before[0]:.2f} times the baseline's"
     else:
-        gain = "; the baseline does not serve any" if after[0] else ""
+        gain = "; the baseline serves no load so well" if after[0] else ""
     return Finding(
         key="proof.saturation",
         title=f"{after[0] * base_rps:.3g} requests/s are served with {WITHIN_SLO:.0%} within the objective{gain}",

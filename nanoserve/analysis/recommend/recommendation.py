@@ -8,7 +8,8 @@ Next: `search`, `proof`.
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +19,16 @@ from nanoserve.analysis.recommend.bootstrap import mean_difference
 from nanoserve.analysis.recommend.capacity_by_hour import replicas_by_hour
 from nanoserve.analysis.recommend.config_text import config_text
 from nanoserve.analysis.recommend.evidence import Verdict, curve_finding, evidence_for, values_finding
-from nanoserve.analysis.recommend.knobs import knobs_for, label_of
+from nanoserve.analysis.recommend.knobs import knobs_for
 from nanoserve.analysis.recommend.saturation import ceiling, saturation
-from nanoserve.analysis.recommend.search import LEAST_WORTH, Curve, descend, pressure, pruned
+from nanoserve.analysis.recommend.search import LEAST_WORTH, MOST_LOAD, Curve, descend, pressure, pruned
 from nanoserve.analysis.recommend.trial import Trial, objective, run_trial
 from nanoserve.experiment import Experiment, resolve
 from nanoserve.trace.slices import chosen, scaled
 from nanoserve.trace.types import Trace
 
 _ROUNDS = 2
-_WORTH_A_ROUND = 1.1  # times the load of the last one
+_WORTH_A_ROUND = 1.1, 4.0  # times the load of the last one: less is no news, more is nobody's business
 _REPLAYS_A_ROUND, _REPLAYS_OF_PROOF = 16, 24
 
 SEARCH_REQUESTS = 6000
@@ -75,7 +76,7 @@ def recommend(
       ConfigError: the baseline has no objective, or names something that does not exist. TraceError: too short.
     """
     split = stretches.split(trace.arrival_s)
-    search = _Search(trace, split, baseline, told)
+    search = _Search(trace, split, baseline, remedies_of(findings), told)
     found, load = search.found()
     verdicts = search.verdicts(found, findings)
     tried = int(search.sample.sum())
@@ -102,24 +103,27 @@ class _Search:
     logged load.
     """
 
-    def __init__(self, trace: Trace, split: stretches.Split, baseline: Experiment, told: Told):
+    def __init__(
+        self, trace: Trace, split: stretches.Split, baseline: Experiment, remedies: Mapping[str, Any], told: Told
+    ):
         facts = resolve(baseline)
         self._trace, self._split, self._baseline, self._told = trace, split, baseline, told
+        self._remedies = remedies
         self._knobs = knobs_for(trace, facts.model, objective(facts.slo))
         self._curves: dict[str, tuple[Curve, float]] = {}
-        self._taken_back: list[str] = []
+        self._taken_back: dict[str, bool] = {}
         self.sample = stretches.busiest(trace.arrival_s, split.training, split.stretch_s, SEARCH_REQUESTS)
         self.loads: list[float] = []
 
     def found(self) -> tuple[Experiment, float]:
         """The config, and the load at which the baseline clearly fails."""
-        now = self._baseline
+        now, most = self._baseline, MOST_LOAD
         for _ in range(_ROUNDS):
-            load = pressure(lambda multiple, now=now: _run(now, self._trace, self.sample, multiple, self._told))
-            if self.loads and load < _WORTH_A_ROUND * self.loads[-1]:
+            load = pressure(lambda at, now=now: _run(now, self._trace, self.sample, at, self._told), most)
+            if self.loads and not _WORTH_A_ROUND[0] * self.loads[-1] <= load < most:
                 break
             self.loads.append(load)
-            now = self._round(now, load)
+            now, most = self._round(now, load), _WORTH_A_ROUND[1] * load
         return now, self.loads[0]
 
     def _round(self, start: Experiment, load: float) -> Experiment:
@@ -128,14 +132,14 @@ class _Search:
         now, curves = descend(self._knobs, start, run, block)
         whole = _remembering(lambda each: _run(each, self._trace, self._split.training, load, self._told))
         block = stretches.blocks(self._trace.arrival_s[self._split.training])[0]
-        now, taken_back = pruned(now, curves, whole, block)
+        now, taken_back = pruned(now, curves, whole, block, self._remedies)
         if load > 1.0 and self._costs(start, now, block):
             return start
         for curve in curves:
             known = self._curves.get(curve.knob.name)
             if known is None or curve.turned or not known[0].turned:
                 self._curves[curve.knob.name] = curve, load
-        self._taken_back += taken_back
+                self._taken_back[curve.knob.name] = curve.knob.name in taken_back
         return now
 
     def _costs(self, before: Experiment, after: Experiment, block: np.ndarray) -> bool:
@@ -150,13 +154,20 @@ class _Search:
             Verdict(
                 curve=curve,
                 load=load,
-                was=label_of(curve.settings, self._baseline),
-                now=label_of(curve.settings, found),
-                taken_back=curve.turned and not curve.setting.holds(found),
+                was=curve.knob.label_of(curve.settings, self._baseline),
+                now=curve.knob.label_of(curve.settings, found),
+                taken_back=self._taken_back[curve.knob.name],
                 evidence=evidence_for(curve, findings),
             )
             for curve, load in self._curves.values()
         )
+
+
+def remedies_of(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Field of a config -> the value that takes away a cause that the logs name."""
+    named = [each for each in findings if each.key.startswith("causes.") and each.values.get("named") is True]
+    bindings = [each.values.get("bindings") for each in named]
+    return {key: value for each in bindings if isinstance(each, dict) for key, value in each.items()}
 
 
 def replays_at_most(trace: Trace, baseline: Experiment) -> int:

@@ -7,23 +7,28 @@ apart, the one nearest to the value in force is taken: the least change that get
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from nanoserve.analysis.recommend.bootstrap import Interval, mean_difference
-from nanoserve.analysis.recommend.knobs import Knob, Setting, setting_of
+from nanoserve.analysis.recommend.knobs import Knob, Setting
 from nanoserve.analysis.recommend.trial import Trial
 from nanoserve.experiment import Experiment
 from nanoserve.specs.errors import CapacityError, ConfigError
 
 Run = Callable[[Experiment], Trial]
 
+NO_REMEDIES: Mapping[str, Any] = types.MappingProxyType({})
+_NO_VALUE = object()
 LEAST_WORTH = 0.001  # of a request: smaller differences are nobody's business
 LEAST_PACE = 0.02  # of the time to a first token and to a whole answer
 _SERVED = 0.99  # worth of a load that is served
 _AT_STAKE = (0.5, 0.8)  # worth of one that is not
-_MOST_LOAD, _NARROWED = 16.0, 6
+MOST_LOAD = 16.0
+_NARROWED = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,11 +75,7 @@ def turn(knob: Knob, now: Experiment, run: Run, block: np.ndarray) -> Curve | No
     Returns:
       What was found; None where the knob has nothing to turn here.
     """
-    settings = knob.settings(now)
-    if not settings:
-        return None
-    if not any(setting.holds(now) for setting in settings):
-        settings.append(setting_of(now, settings[0].fields))
+    settings = knob.options(now)
     found = [(setting, trial) for setting in settings if (trial := _tried(setting, now, run)) is not None]
     if len(found) < 2:
         return None
@@ -168,11 +169,14 @@ def descend(knobs: Sequence[Knob], start: Experiment, run: Run, block: np.ndarra
     return now, curves
 
 
-def pruned(chosen: Experiment, curves: Sequence[Curve], run: Run, block: np.ndarray) -> tuple[Experiment, list[str]]:
+def pruned(
+    chosen: Experiment, curves: Sequence[Curve], run: Run, block: np.ndarray, remedies: Mapping[str, Any] = NO_REMEDIES
+) -> tuple[Experiment, list[str]]:
     """Takes back every change that the others have made needless.
 
     Args:
       chosen: what `descend` returned. curves: its curves. run: replays more of the training time. block: of those.
+      remedies: field of a config -> the value that takes a cause away which the logs name: such a change stays.
 
     Returns:
       The experiment, and the names of the knobs that were turned back.
@@ -180,6 +184,8 @@ def pruned(chosen: Experiment, curves: Sequence[Curve], run: Run, block: np.ndar
     now, taken_back = chosen, []
     full = run(now)
     for curve in reversed([curve for curve in curves if curve.turned]):
+        if any(remedies.get(key, _NO_VALUE) == value for key, value in curve.setting.fields.items()):
+            continue
         without = curve.settings[curve.held].applied(now)
         trial = _tried(curve.settings[curve.held], now, run)
         if trial is None:
@@ -192,7 +198,7 @@ def pruned(chosen: Experiment, curves: Sequence[Curve], run: Run, block: np.ndar
     return now, taken_back
 
 
-def pressure(run_at: Callable[[float], Trial]) -> float:
+def pressure(run_at: Callable[[float], Trial], most: float = MOST_LOAD) -> float:
     """The load at which a config clearly fails its objective, as a multiple of the logged one; at least 1.
 
     Options can only be told apart where something is at stake. Where the logged load loses less than one request in a
@@ -200,15 +206,15 @@ def pressure(run_at: Callable[[float], Trial]) -> float:
     not one burst.
 
     Args:
-      run_at: replays the training requests at a multiple of their load.
+      run_at: replays the training requests at a multiple of their load. most: that is tried.
     """
     if run_at(1.0).worth.mean() < _SERVED:
         return 1.0
     low = high = 1.0
     while run_at(high).worth.mean() > _AT_STAKE[1]:
-        if high >= _MOST_LOAD:
-            return _MOST_LOAD
-        low, high = high, min(2 * high, _MOST_LOAD)
+        if high >= most:
+            return most
+        low, high = high, min(2 * high, most)
     for _ in range(_NARROWED):
         middle = (low * high) ** 0.5
         worth = run_at(middle).worth.mean()

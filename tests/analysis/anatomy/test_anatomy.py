@@ -217,7 +217,6 @@ def test_hours_follow_a_zone_through_daylight_saving():
 
 
 @given(TIMES, st.integers(1, 4))
-
 def test_gaps_of_parts_are_those_of_the_whole(times, count):
     times = np.sort(times)
     parts = [part for part in np.array_split(times, count) if len(part)]
@@ -228,7 +227,6 @@ def test_gaps_of_parts_are_those_of_the_whole(times, count):
 
 
 @given(TIMES, st.integers(1, 4))
-
 def test_seconds_of_parts_are_those_of_the_whole_in_any_order(times, count):
     rng = np.random.default_rng(len(times))
     whole = Seconds.of(np.array(times))
@@ -237,7 +235,6 @@ def test_seconds_of_parts_are_those_of_the_whole_in_any_order(times, count):
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 50)), min_size=1, max_size=40), st.integers(1, 4))
-
 def test_memory_of_parts_is_that_of_the_whole(rows, count):
     prompt, kv = np.array(rows).T
     parts = [p for p in zip(np.array_split(prompt, count), np.array_split(kv, count), strict=True) if len(p[0])]
@@ -247,7 +244,6 @@ def test_memory_of_parts_is_that_of_the_whole(rows, count):
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=40))
-
 def test_sessions_of_users_are_those_of_all(rows):
     user, part = np.array(rows, np.uint64).T
     session, time_s, kv = user * np.uint64(10) + part, np.arange(len(rows), dtype=float), np.arange(len(rows))

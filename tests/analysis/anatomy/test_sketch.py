@@ -18,7 +18,6 @@ def pieces(values: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 @given(INTEGERS, PIECES)
-
 def test_counts_of_parts_are_those_of_the_whole_and_numpys(values, count):
     values = np.array(values)
     counts = merged(pieces(values, count), Counts.of)
@@ -29,7 +28,6 @@ def test_counts_of_parts_are_those_of_the_whole_and_numpys(values, count):
 
 
 @given(NUMBERS, PIECES)
-
 def test_few_floats_are_exact(values, count):
     values = np.array(values)
     floats = merged(pieces(values, count), Floats.of)
@@ -40,7 +38,6 @@ def test_few_floats_are_exact(values, count):
 
 
 @given(NUMBERS, PIECES)
-
 def test_many_floats_are_within_the_stated_bound(values, count):
     values = np.array(values)
     parts = [Floats.of(part, exact_values=0) for part in pieces(values, count)]
@@ -53,7 +50,6 @@ def test_many_floats_are_within_the_stated_bound(values, count):
 
 
 @given(NUMBERS, PIECES)
-
 def test_buckets_do_not_depend_on_how_values_were_split(values, count):
     values = np.array(values)
     whole = Floats.of(values, exact_values=0)
@@ -63,7 +59,6 @@ def test_buckets_do_not_depend_on_how_values_were_split(values, count):
 
 
 @given(NUMBERS, st.randoms(use_true_random=False))
-
 def test_the_order_of_values_changes_nothing(values, random):
     shuffled = list(values)
     random.shuffle(shuffled)

@@ -63,7 +63,7 @@ def test_a_service_in_order_names_none():
 def test_an_error_that_had_room_is_told_apart_from_one_that_had_none():
     """Without reserving, out-of-memory errors say nothing against the allocator."""
     scores = {cause.name: cause.score for cause in diagnosis(flooded(IN_ORDER)).ranked}
-    assert scores["contiguous_allocation"] == 0
+    assert scores["contiguous_allocation"] < 1e-4
     assert scores["no_admission_control"] == pytest.approx(0.02, rel=0.2)
 
 

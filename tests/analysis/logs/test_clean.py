@@ -38,7 +38,6 @@ def row(**changes) -> dict:
 
 
 @given(st.lists(ROWS, max_size=12))
-
 def test_rows_read_are_rows_kept_and_rows_set_aside(rows):
     result = cleaned(rows)
     assert result.counts["read"] == len(rows)
@@ -47,7 +46,6 @@ def test_rows_read_are_rows_kept_and_rows_set_aside(rows):
 
 
 @given(st.lists(ROWS, max_size=12), st.randoms(use_true_random=False))
-
 def test_the_order_of_rows_decides_nothing(rows, random):
     before = cleaned(rows)
     shuffled = list(rows)
@@ -58,7 +56,6 @@ def test_the_order_of_rows_decides_nothing(rows, random):
 
 
 @given(st.lists(ROWS, max_size=12))
-
 def test_what_is_kept_is_in_order_with_one_row_an_id(rows):
     table = cleaned(rows).table.collect()
     assert table["time_ns"].is_sorted()
@@ -89,7 +86,7 @@ def test_a_sort_in_parts_is_a_sort(rows):
 def test_a_row_is_set_aside_for_its_reason(second: dict, reason: str):
     result = cleaned([row(), second])
     assert set_aside(result) == {reason: 1}
-    assert any("1 rows set aside" in note for note in result.notes)
+    assert any("1 row set aside" in note for note in result.notes)
 
 
 def test_of_rows_with_one_id_the_earliest_is_kept():
@@ -109,4 +106,4 @@ def test_requests_without_ids_are_nobodys_doubles():
 
 def test_rows_out_of_order_are_counted():
     result = cleaned([row(time_ns=5), row(time_ns=1, request_id="b"), row(time_ns=3, request_id="c")])
-    assert "1 rows come before the row above them in time: sorted" in result.notes
+    assert "not in order of time: 1 row earlier than the row above; sorted" in result.notes

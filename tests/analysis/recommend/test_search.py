@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nanoserve.analysis.recommend import search
-from nanoserve.analysis.recommend.knobs import Knob, Setting, knobs_for, label_of
+from nanoserve.analysis.recommend.knobs import Knob, Setting, knobs_for
 from nanoserve.analysis.recommend.trial import Trial
 from nanoserve.engine.config import EngineConfig
 from nanoserve.experiment import Cluster, Experiment, SloConfig, resolve
@@ -96,7 +96,8 @@ def test_answers_that_come_sooner_because_others_are_refused_do_not_count():
 
 def test_a_value_in_force_that_is_not_among_the_options_is_tried_too():
     curve = search.turn(knob(16, 128), START, by_seqs({16: trial(0.1), 64: trial(0.9), 128: trial(0.2)}), BLOCK)
-    assert curve is not None and curve.settings[curve.held].label == "64" and curve.verdict == "right"
+    assert curve is not None and curve.verdict == "right"
+    assert [setting.label for setting in curve.settings] == ["16", "64", "128"] and curve.held == 1
 
 
 def test_an_option_that_does_not_go_with_the_others_is_left_out():
@@ -127,6 +128,8 @@ def test_a_change_that_others_made_needless_is_taken_back():
     both = dataclasses.replace(chunked, engine=dataclasses.replace(chunked.engine, max_seqs=128))
     pruned, back = search.pruned(both, curves, run, BLOCK)
     assert back == ["chunk"] and pruned == found
+    pruned, back = search.pruned(both, curves, run, BLOCK, {"Engine.prefill_chunk_tokens": 512})
+    assert not back and pruned == both
 
 
 @pytest.mark.parametrize("limit", [0.5, 1.3, 2.4, 7.0])
@@ -150,8 +153,8 @@ def test_every_setting_of_every_knob_can_be_applied_or_is_refused():
         assert len({setting.label for setting in settings}) == len(settings) >= 2
         for setting in settings:
             assert setting.holds(setting.applied(base))
-            assert label_of(settings, setting.applied(base)) == setting.label
-        assert label_of(settings, base) in [setting.label for setting in settings]
+            assert each.label_of(settings, setting.applied(base)) == setting.label
+        assert each.label_of(settings, base) in [setting.label for setting in settings]
 
 
 def test_pages_of_another_size_are_as_much_memory():
