@@ -6,19 +6,21 @@
 `configs/lab_week_healthy.gin` is a service in order; each config in `configs/lab` switches one cause on. Every run
 writes its four logs as files, which are read and diagnosed as a stranger's logs would be: nothing else is handed over.
 A hit is a run whose first named cause is the planted one; a false alarm is a cause that is named and was not planted.
-The same seed without the cause says what it really cost.
+The same seed without the cause says what it really cost. The causes that are named in the service with three of them
+(`lab_week_baseline`) are then tested as those of a stranger's service would be: by replays without each.
 
 Takes about 20 minutes. Rows are kept beside the page (`lab_causes.json`) as they are made: a run that was killed goes
 on where it was, and figures are made again when that file is deleted. Exit code 0: the page is written. 2: something
 the user can mend.
 """
 
+import dataclasses
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -26,6 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare c
 
 from experiments import command
 from experiments.lab_causes_page import HEALTHY, PLANTED, TOGETHER, page
+
+if TYPE_CHECKING:
+    from nanoserve.analysis.failures.case import Case
+    from nanoserve.experiment import Experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "lab_causes.md"
@@ -54,15 +60,19 @@ def _command(asked: flags.FlagValues) -> int:
     command.known("--only", "config", asked.only or (), names)
     out = Path(asked.out)
     kept = out.with_suffix(".json")
-    rows = _rows_of(kept, asked.days)
+    figures = _kept(kept, asked.days)
+    rows = figures["rows"]
     due = [(name, seed) for seed in _seeds(asked.seeds) for name in asked.only or names]
     with Progress(len(due), "runs diagnosed") as progress:
         for done, (name, seed) in enumerate(due):
             if not any((row["config"], row["seed"]) == (name, seed) for row in rows):
                 rows.append(diagnosed(name, seed, asked.days))
-                command.write_json("--out", kept, {"days": asked.days, "rows": rows})
+                command.write_json("--out", kept, figures)
             progress.update(done + 1)
-    command.write_text("--out", out, page(rows, asked.days))
+    if not figures["replays"] and any(row["config"] == TOGETHER for row in rows):
+        figures["replays"] = replayed(TOGETHER, FIRST_SEED, asked.days)
+        command.write_json("--out", kept, figures)
+    command.write_text("--out", out, page(figures))
     print(f"written to {out}")
     return 0
 
@@ -71,12 +81,13 @@ def _seeds(count: int) -> Iterator[int]:
     yield from range(FIRST_SEED, FIRST_SEED + count)
 
 
-def _rows_of(kept: Path, days: int) -> list[Row]:
-    """Rows that an earlier run of as many days left; none where there are no such."""
+def _kept(kept: Path, days: int) -> dict[str, Any]:
+    """Figures that an earlier run of as many days left; none where there are no such."""
+    empty = {"days": days, "rows": [], "replays": []}
     if not kept.exists():
-        return []
+        return empty
     figures = json.loads(kept.read_text())
-    return list(figures["rows"]) if figures["days"] == days else []
+    return empty | figures if figures["days"] == days else empty
 
 
 def diagnosed(name: str, seed: int, days: int) -> Row:
@@ -88,14 +99,10 @@ def diagnosed(name: str, seed: int, days: int) -> Row:
     Returns:
       What was named and how every cause was scored, as JSON values.
     """
-    from nanoserve.analysis.failures.case import Case
     from nanoserve.analysis.failures.causes import diagnose
-    from nanoserve.analysis.logs.read import open_logs
-    from nanoserve.analysis.service import service_of
 
-    with tempfile.TemporaryDirectory() as folder:
-        case = Case(service_of(open_logs([_write_logs(name, seed, days, Path(folder))])))
-        found = diagnose(case)
+    case = _case(name, seed, days)
+    found = diagnose(case)
     return {
         "config": name,
         "seed": seed,
@@ -108,17 +115,51 @@ def diagnosed(name: str, seed: int, days: int) -> Row:
     }
 
 
-def _write_logs(name: str, seed: int, days: int, folder: Path) -> Path:
-    """Runs a config on the first days of its week and leaves its logs in a folder; returns the folder of the logs."""
-    from experiments.run_service_logs import write_service_logs
+def replayed(name: str, seed: int, days: int) -> list[Row]:
+    """Replays a config as it is and without each cause that its logs name, one after the other, as JSON values."""
+    from nanoserve.analysis.failures.causes import diagnose
+    from nanoserve.analysis.failures.counterfactual import counterfactuals
+
+    named = diagnose(_case(name, seed, days)).named
+    tests = counterfactuals(named, _experiment(name, seed, days))
+    return [
+        {
+            "cause": test.cause.name,
+            "bindings": dict(test.cause.bindings),
+            "explained": test.cause.explained,
+            "before": dataclasses.asdict(test.before),
+            "after": dataclasses.asdict(test.after),
+        }
+        for test in tests
+    ]
+
+
+def _case(name: str, seed: int, days: int) -> "Case":
+    """What the logs of a run say, read from the files that it wrote."""
+    from nanoserve.analysis.failures.case import Case
+    from nanoserve.analysis.logs.read import open_logs
+    from nanoserve.analysis.service import service_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        return Case(service_of(open_logs([_write_logs(name, seed, days, Path(folder))])))
+
+
+def _experiment(name: str, seed: int, days: int) -> "Experiment":
     from nanoserve.experiment import CONFIG_CLASSES
-    from nanoserve.replay import prepare
-    from nanoserve.report.run_folder import LOGS, RunFolder
     from nanoserve.specs.config import load
 
     path = REPOSITORY / "configs" / (f"{name}.gin" if name in (HEALTHY, TOGETHER) else f"lab/{name}.gin")
     overrides = (f"TraceSource.seed={seed}", f"TraceSource.end_s={days * DAY_S}")
-    replay = prepare(load(path, CONFIG_CLASSES, "Experiment", overrides).value)
+    return load(path, CONFIG_CLASSES, "Experiment", overrides).value
+
+
+def _write_logs(name: str, seed: int, days: int, folder: Path) -> Path:
+    """Runs a config on the first days of its week and leaves its logs in a folder; returns the folder of the logs."""
+    from experiments.run_service_logs import write_service_logs
+    from nanoserve.replay import prepare
+    from nanoserve.report.run_folder import LOGS, RunFolder
+
+    replay = prepare(_experiment(name, seed, days))
     replay.run()
     written = RunFolder(folder, name, str(seed))
     write_service_logs(written, replay, replay.records())

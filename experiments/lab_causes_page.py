@@ -41,19 +41,30 @@ has down to the planted cause; means over seeds, with the smallest and the large
 is gone, before requests feel it. A cause can also spare others something: requests that fail or wait make no line.
 """
 
+REPLAYS = """
+## Causes that are tested by a replay
+
+The causes named in the first `lab_week_baseline`, whose three lines of trouble are all on: the same requests under the
+same config, with one cause taken out. What remains are the other two, which then may hurt more, or less.
+"""
+
 Row = Mapping[str, Any]
 
 
-def page(rows: Sequence[Row], days: int) -> str:
+def page(figures: Mapping[str, Any]) -> str:
     """The page as Markdown.
 
     Args:
-      rows: of `lab_causes.diagnosed`. days: of each run.
+      figures: `days` of each run, `rows` of `lab_causes.diagnosed`, and `replays`, of `lab_causes.replayed`.
     """
+    rows = figures["rows"]
     seeds = len({row["seed"] for row in rows})
-    introduction = INTRODUCTION.strip().replace("DAYS", str(days)).replace("SEEDS", str(seeds))
+    introduction = INTRODUCTION.strip().replace("DAYS", str(figures["days"])).replace("SEEDS", str(seeds))
     parts = [introduction.replace("THRESHOLD", f"{NAMED_SCORE:.1%}"), _verdict(rows), _hits(rows), _scores(rows)]
-    return "\n\n".join([*parts, COST.strip(), _costs(rows)]) + "\n"
+    parts += [COST.strip(), _costs(rows)]
+    if figures["replays"]:
+        parts += [REPLAYS.strip(), _replays(figures["replays"])]
+    return "\n\n".join(parts) + "\n"
 
 
 def planted_in(config: str) -> tuple[str, ...]:
@@ -127,3 +138,17 @@ def _costs(rows: Sequence[Row]) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2%} ({min(values):.2%} to {max(values):.2%})"
+
+
+def _replays(replays: Sequence[Row]) -> str:
+    before = replays[0]["before"]
+    lines = [["as it is", "", *_outcome(before)]]
+    for each in replays:
+        without = ", ".join(f"`{name} = {value!r}`" for name, value in each["bindings"].items())
+        lines.append([f"without {each['cause']}: {without}", f"{each['explained']:.2%}", *_outcome(each["after"])])
+    return table(["config", "explained by it", "lost", "failed", "TTFT p95 (s)", "latency p95 (s)"], lines)
+
+
+def _outcome(outcome: Mapping[str, float]) -> list[str]:
+    times = [f"{outcome[name]:.2f}" for name in ("ttft_p95_s", "latency_p95_s")]
+    return [f"{outcome['lost']:.2%}", f"{outcome['failed']:.2%}", *times]

@@ -148,7 +148,7 @@ class Engine:
         while True:
             self._take_arrivals(now)
             plan = scheduler.plan(now, lambda counts: self._steps_before_next_event(counts, now))
-            if not scheduler.failed:
+            if not scheduler.pressure.failed:
                 return plan
             for index in scheduler.take_failed(now):
                 self._left(index, now)

@@ -6,7 +6,7 @@ wait, nor does it take pages from anybody: the request ends, with what it has sa
 
 What is written into its record is what an operator would find in a log: how much was asked for, how much was free and
 in which pieces, and who held the rest. All numbers are pages at that moment. Pages that leaked (`faults`) belong to
-nobody, so they are what the numbers leave unexplained. Next: `scheduler`, which decides when this happens.
+nobody, so they are what the numbers leave unexplained. Next: `pressure`, which decides when this happens.
 """
 
 from collections.abc import Iterable

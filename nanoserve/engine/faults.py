@@ -2,7 +2,7 @@
 
 A leak: of every n-th request that leaves, some pages are never returned. Nobody holds them and nobody is told; the pool
 counts them as used until the run ends. An engine whose pages have leaked away ends requests that can never be served
-(`Scheduler.plan`). Next: `memory`, which loses the pages; `nanoserve.experiment.Faults`, which plants it.
+(`pressure`). Next: `memory`, which loses the pages; `nanoserve.experiment.Faults`, which plants it.
 """
 
 import dataclasses

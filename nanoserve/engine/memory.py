@@ -84,7 +84,7 @@ class KvMemory:
         self._host_pages = config.host_pages
         self.host_pages_used = 0
         self.moves: list[Move] = []  # of the plan that is being made
-        self._fails = config.when_full == "fail"
+        self.fails = config.when_full == "fail"
         self.kept = KeptSessions(config.keep_session_s, self.pool) if config.keep_session_s else None
         self.leaking = None if facts.leak is None else Leaking(facts.leak)
 
@@ -133,7 +133,7 @@ class KvMemory:
         Returns:
           Whether one was dropped.
         """
-        if self.kept is None or self._fails:
+        if self.kept is None or self.fails:
             return False
         own = None if wanted_by is None else self._kept_for(wanted_by)
         if self.kept.drop_oldest(but=own):
@@ -163,7 +163,7 @@ class KvMemory:
             self._cache.share(sequence.pages)
             sequence.known_pages = len(sequence.pages)
             found = sequence.kv_tokens = sequence.known_pages * self.page_tokens
-        if self._fails and self.paged is not None:
+        if self.fails and self.paged is not None:
             missing = pages_for(sequence.prefill_target, self.page_tokens) - len(sequence.pages)
             sequence.pages += self.paged.alloc(missing)
         return found
@@ -174,12 +174,10 @@ class KvMemory:
         missing = -(-(past + tokens) // self.page_tokens) - len(pages)
         if missing <= 0:
             return tokens if tokens > 0 else 0
-        free = self.pool.free_count
-        while missing > free and self.make_room():
-            free = self.pool.free_count
-        if missing > free:
-            missing = free
-            tokens = (len(pages) + missing) * self.page_tokens - past
+        while missing > self.pool.free_count:
+            if not self.make_room():
+                missing = self.pool.free_count
+                tokens = (len(pages) + missing) * self.page_tokens - past
         if tokens <= 0:
             return 0
         pages += self.pool.alloc(missing)

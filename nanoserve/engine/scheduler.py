@@ -28,9 +28,9 @@ from nanoserve.engine.chunking import adaptive_chunk_tokens, most_chunk_tokens
 from nanoserve.engine.composing import Composition
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.deadlines import Deadlines
-from nanoserve.engine.failing import evidence
 from nanoserve.engine.log import Occupancy, RunLog
 from nanoserve.engine.memory import NOTHING_KNOWN, KvFacts, KvMemory
+from nanoserve.engine.pressure import Pressure
 from nanoserve.engine.queue import queue_for
 from nanoserve.engine.refusing import refusal
 from nanoserve.engine.sequence import Sequence
@@ -38,7 +38,6 @@ from nanoserve.engine.speculating import SpeculatingCohort, cohort_for
 from nanoserve.engine.types import Arrived, FinishReason, MoveKind, Plan, Request, StepResult
 from nanoserve.engine.views import Views
 from nanoserve.roofline.counts import StepCounts
-from nanoserve.specs.errors import ConfigError
 
 StepsBefore = Callable[[StepCounts], int]
 
@@ -77,35 +76,36 @@ class Scheduler:
         self.max_context_tokens = max_context_tokens
         self.window_tokens = window_tokens
         self.memory = KvMemory(config, num_pages, facts)
-        self.pool, self._paged = self.memory.pool, self.memory.paged
+        self.pool, self._paged, self._kept = self.memory.pool, self.memory.paged, self.memory.kept
         self.cohort = cohort_for(config, window_tokens)
         self._speculating = self.cohort if isinstance(self.cohort, SpeculatingCohort) else None
         self._row_tokens = config.row_tokens
         self.prefilling: list[Sequence] = []
         self.sequences: dict[int, Sequence] = {}  # every request in the engine
         self.handed: dict[int, Sequence] = {}  # requests that left for another engine, which has not fetched their KV
-        self.failed: list[int] = []  # requests that ended in the plan that is being made, because memory was full
+        self.pressure = Pressure(self)
         self.steps_planned = 0
-        self._fails = config.when_full == "fail"
         self._adopt(config)
         self._mixes = config.batching == "mixed"
-        self._batch = StaticBatch(config) if config.batching == "static" else None
-        self._log = log
+        self.batch = StaticBatch(config) if config.batching == "static" else None
+        self.log = log
         self._free_slots = list(range(config.max_seqs - 1, -1, -1))
         self._deadlines = Deadlines(config, self.sequences)
         self._hands_over = hands_over
         self._step = Composition(self.cohort, window_tokens)
         self._back: list[Sequence] = []  # decoding again after their KV came back, without a token since
+        rare = self._speculating is not None, self._kept is not None, self.batch is not None
+        self._plain = not (self.memory.caches or hands_over or any(rare))  # nothing to ask for in every plan
 
     def _adopt(self, config: EngineConfig) -> None:
         """Takes over policies and chunks, with a queue in which nobody waits and accounts in which nobody stands."""
         self.config = config
         order = policy.order(config.policy)
         self._steady = order.steady
-        self._views = Views(config, self.cohort, self.sequences, steady=order.steady)
-        self.waiting = queue_for(order, self._views)
-        self._choose_victim = policy.victim(config.victim)
-        self._admits = policy.full_prompt if self._fails else policy.admission(config.admission)
+        self.views = Views(config, self.cohort, self.sequences, steady=order.steady)
+        self.waiting = queue_for(order, self.views)
+        policy.victim(config.victim)  # that there is one is said at once
+        self._admits = policy.full_prompt if self.memory.fails else policy.admission(config.admission)
         self._chunk_tokens = most_chunk_tokens(config)
         self._adapts = config.chunking == "adaptive"
 
@@ -133,11 +133,11 @@ class Scheduler:
           Whether it was queued.
         """
         if arrived is None:
-            self._log.sent(request, now_ticks)
+            self.log.sent(request, now_ticks)
         limits = {"max_context_tokens": self.max_context_tokens, "waiting": len(self.waiting)}
         if reason := refusal(request, self.config, self.memory, **limits):
             tokens = 0 if arrived is None else arrived.generated
-            self._log.finished(request.index, now_ticks, FinishReason.REFUSED, tokens, reason)
+            self.log.finished(request.index, now_ticks, FinishReason.REFUSED, tokens, reason)
             return False
         sequence = Sequence(request, prefill_target=request.prompt_tokens)
         if arrived is not None:
@@ -146,7 +146,7 @@ class Scheduler:
         self.sequences[request.index] = sequence
         self.waiting.put(sequence, now_ticks)
         if not self._steady:
-            self._views.queued(sequence)
+            self.views.queued(sequence)
         self._deadlines.add(sequence)
         return True
 
@@ -155,8 +155,8 @@ class Scheduler:
         sequence = self.sequences[index]
         if sequence.join:
             self.cohort.leave(sequence)
-        elif self._batch is not None and sequence in self._batch:
-            self._batch.drop(sequence)
+        elif self.batch is not None and sequence in self.batch:
+            self.batch.drop(sequence)
         elif sequence.slot >= 0:
             self.prefilling.remove(sequence)
         else:
@@ -173,16 +173,16 @@ class Scheduler:
         for sequence in self._deadlines.passed(now_ticks):
             self.abort(sequence.index, now_ticks, f"older than {self.config.timeout_s} s", FinishReason.TIMED_OUT)
             expired.append(sequence.index)
-        return expired if self._batch is None else expired + self._end_batch(self._batch, now_ticks)
+        return expired if self.batch is None else expired + self._end_batch(self.batch, now_ticks)
 
     def take_failed(self, now_ticks: int) -> list[int]:
-        """Requests that ended while the last plan was made, and a static batch of which nobody is left.
+        """Requests that ended while the last plan was made (`pressure`), and a static batch of which nobody is left.
 
         Returns:
           Indices of the requests that left, each told once.
         """
-        failed, self.failed = self.failed, []
-        return failed if self._batch is None else failed + self._end_batch(self._batch, now_ticks)
+        failed, self.pressure.failed = self.pressure.failed, []
+        return failed if self.batch is None else failed + self._end_batch(self.batch, now_ticks)
 
     def next_deadline_ticks(self) -> int | None:
         """When the next request that is still here times out."""
@@ -190,9 +190,9 @@ class Scheduler:
 
     def next_batch_ticks(self) -> int | None:
         """When a static batch opens that is not full; None if none is being gathered."""
-        if self._batch is None or self.running_count or not self.waiting:
+        if self.batch is None or self.running_count or not self.waiting:
             return None
-        return self._batch.due_ticks(self.waiting)
+        return self.batch.due_ticks(self.waiting)
 
     def fetched(self, index: int) -> None:
         """Frees the pages of a request that was handed over: another engine has its KV, or nobody wants it."""
@@ -202,7 +202,7 @@ class Scheduler:
     def running_count(self) -> int:
         """Sequences that hold a slot."""
         running = len(self.prefilling) + len(self.cohort.members)
-        return running if self._batch is None else running + len(self._batch)
+        return running if self.batch is None else running + len(self.batch)
 
     def occupancy(self) -> Occupancy:
         """How full the engine is, the current plan's pages included."""
@@ -210,18 +210,19 @@ class Scheduler:
         running, kv_tokens = members + len(self.prefilling), self.cohort.kv_tokens
         for sequence in self.prefilling:
             kv_tokens += sequence.kv_tokens
-        if self.memory.caches:
-            kv_tokens -= self.memory.repeated_tokens
-        if self.memory.kept is not None:
-            kv_tokens += self.memory.kept.tokens
-        if self.handed:
-            kv_tokens += sum(sequence.kv_tokens for sequence in self.handed.values())
-        if self._batch is not None:
-            running += len(self._batch)
-            kv_tokens += self._batch.kv_tokens
+        if not self._plain:
+            running += 0 if self.batch is None else len(self.batch)
+            kv_tokens += self._kv_tokens_besides()
         free = pool.free_count
         run = free if self._paged is not None else pool.largest_free_run
         return running, 0 if self._step.decodes else members, len(self.waiting), pool.num_pages - free, run, kv_tokens
+
+    def _kv_tokens_besides(self) -> int:
+        """KV positions held that are not those of running sequences, less those that several of these share."""
+        tokens = sum(sequence.kv_tokens for sequence in self.handed.values()) - self.memory.repeated_tokens
+        if self._kept is not None:
+            tokens += self._kept.tokens
+        return tokens if self.batch is None else tokens + self.batch.kv_tokens
 
     # ---- one decision ----
 
@@ -238,23 +239,31 @@ class Scheduler:
         """
         if not self.sequences:
             return None
-        step, memory = self._step, self.memory
-        if memory.kept is not None:
-            memory.kept.expire(now_ticks)
-        while not self._compose(now_ticks):
-            if not self._end_hopeless(now_ticks) or not self.sequences:
-                return None
-        moves = memory.take_moves() if memory.moves else ()
+        step, cohort, pressure = self._step, self.cohort, self.pressure
+        if self._kept is not None:
+            self._kept.expire(now_ticks)
+        step.chunks = []
+        if self._mixes:
+            if cohort.members and self._paged is not None and not cohort.reserve(self._paged, 1):
+                pressure.make_room(now_ticks)
+            if self.prefilling or self.waiting:
+                self._plan_chunks(now_ticks)
+        elif not self._plan_apart(now_ticks):
+            return None
+        if not step.chunks and not cohort.members:
+            return self.plan(now_ticks, steps_before) if pressure.end_hopeless(now_ticks) else None
+        moves = self.memory.take_moves() if self.memory.moves else ()
         counts, horizon = step.counts(1), 1
-        if not step.chunks and not moves and not self.failed:  # who failed may send another request at once
+        if not step.chunks and not moves and not pressure.failed:  # who failed may send another request at once
             horizon = self._horizon(now_ticks, steps_before, counts)
             if horizon > 1:
                 counts = step.counts(horizon)
         plan = Plan(self.steps_planned, step.kind(), horizon, counts, step.rows, 0, moves)
-        if self._speculating is not None and step.decodes:
-            plan.counts = self._speculating.with_drafts(plan.counts)
-        if self._batch is not None and step.decodes:
-            plan.padding_rows = len(self._batch)
+        if not self._plain and step.decodes:
+            if self._speculating is not None:
+                plan.counts = self._speculating.with_drafts(plan.counts)
+            if self.batch is not None:
+                plan.padding_rows = len(self.batch)
         self.steps_planned += horizon
         return plan
 
@@ -274,8 +283,8 @@ class Scheduler:
         if self._step.chunks:
             finished += self._apply_chunks(stopped, end_ticks)
             if not self._steady:
-                self._views.prefilled(plan.counts.prefill_tokens, result.duration_ticks)
-        if not finished and not stopped and self._batch is None:
+                self.views.prefilled(plan.counts.prefill_tokens, result.duration_ticks)
+        if not finished and not stopped and self.batch is None:
             return []
         for index in stopped:
             sequence = self.sequences[index]
@@ -290,39 +299,26 @@ class Scheduler:
                 if result.gained is None:  # what was gained is already cut
                     sequence.generated -= plan.horizon - kept
                 ticks, reason = start_ticks + result.ticks_after(kept, plan.horizon), FinishReason.STOP
-            if self._batch is None:
+            if self.batch is None:
                 self._finish(sequence, ticks, reason)
             else:
-                self._batch.hold(sequence, reason)
-        if self._batch is not None:
-            return self._end_batch(self._batch, end_ticks)
+                self.batch.hold(sequence, reason)
+        if self.batch is not None:
+            return self._end_batch(self.batch, end_ticks)
         return [sequence.index for sequence in finished]
 
     # ---- parts of a decision ----
 
-    def _compose(self, now_ticks: int) -> bool:
-        """Decides who takes part in the next step; False where nobody does."""
-        cohort = self.cohort
-        self._step.chunks = []
-        if self._mixes:
-            if cohort.members and self._paged is not None and not cohort.reserve(self._paged, 1):
-                self._make_room(now_ticks)
-            if self.prefilling or self.waiting:
-                self._plan_chunks(now_ticks)
-        elif not self._plan_apart(now_ticks):
-            return False
-        return bool(self._step.chunks or cohort.members)
-
     def _plan_apart(self, now_ticks: int) -> bool:
         """Plans chunks, or decoding where there are none; False while a static batch is being gathered."""
-        batch = self._batch
+        batch = self.batch
         if batch is not None and not self.running_count and not batch.opens(self.waiting, now_ticks):
             return False
         self._step.decodes = False
         self._plan_chunks(now_ticks)
         if self._step.chunks:
             return True
-        self._make_room(now_ticks)
+        self.pressure.make_room(now_ticks)
         if not self.cohort.members:  # all were preempted for the prompt that could not go on, or failed
             if self.prefilling or self.waiting:
                 self._plan_chunks(now_ticks)
@@ -331,28 +327,6 @@ class Scheduler:
         if batch is not None:
             batch.places = 0
         return True
-
-    def _make_room(self, now_ticks: int) -> None:
-        """Sees to it that every decoding sequence has the pages of its next step, at the cost of whoever gives way."""
-        cohort, batch = self.cohort, self._batch
-        while cohort.members and self._paged is not None and not cohort.reserve(self._paged, 1):
-            if self._fails:
-                self._fail(*cohort.short(), now_ticks)
-            elif self.memory.make_room() or (batch is not None and batch.give_up_pages(self.memory)):
-                continue
-            elif self.memory.leaking and len(cohort.members) + len(self.prefilling) == 1:  # else it fits alone
-                self._fail(*cohort.short(), now_ticks)
-            else:
-                self._preempt(self._victim(now_ticks), now_ticks)
-
-    def _victim(self, now_ticks: int) -> Sequence:
-        if self._choose_victim is policy.youngest:
-            return self.prefilling[-1] if self.prefilling else self.cohort.youngest()
-        views = self._views((*self.cohort, *self.prefilling), now_ticks)
-        chosen = self._choose_victim(views, now_ticks)
-        if all(view.index != chosen for view in views):
-            raise ConfigError(f"Engine.victim = '{self.config.victim}' chose request {chosen}, which does not run")
-        return self.sequences[chosen]
 
     def _plan_chunks(self, now_ticks: int) -> None:
         waiting, decoding = self.waiting, len(self.cohort.members)
@@ -366,11 +340,10 @@ class Scheduler:
             budget -= self._grant(sequence, budget)
         while waiting and budget > 0:
             head = waiting.head(now_ticks)
-            if not self._can_admit(head):
-                if not self._fails or not self._has_place():
-                    break
-                self._fail(head, self.memory.pages_to_start(head), now_ticks)
-                continue
+            if not self.can_admit(head):
+                if self.pressure.ends(head, now_ticks):
+                    continue
+                break
             if head.returns and budget + spare < self._row_tokens:
                 break
             self._admit(head, now_ticks)
@@ -384,57 +357,39 @@ class Scheduler:
             self._step.chunks.append((sequence, past, tokens))
         return tokens
 
-    def _has_place(self) -> bool:
+    def has_place(self) -> bool:
         """Whether somebody may be admitted, memory apart."""
-        return bool(self._free_slots) and (self._batch is None or self._batch.places > 0)
+        return bool(self._free_slots) and (self.batch is None or self.batch.places > 0)
 
-    def _can_admit(self, sequence: Sequence) -> bool:
-        """Whether a sequence may be admitted; sessions are dropped for it if that is what it takes."""
-        if not self._has_place():
+    def can_admit(self, sequence: Sequence) -> bool:
+        """Whether a sequence may be admitted; kept sessions are dropped for it if that is what it takes."""
+        if not self._free_slots or (self.batch is not None and not self.batch.places):
             return False
-        while not self._fits(sequence):
-            if not self.memory.make_room(sequence):
+        memory = self.memory
+        while True:
+            need, free = memory.pages_to_start(sequence), self.pool.largest_free_run
+            if need <= free and (
+                self._paged is None or self._admits(need, free, memory.watermark_pages) or not self.running_count
+            ):
+                return True
+            if not memory.make_room(sequence):
                 return False
-        return True
-
-    def _fits(self, sequence: Sequence) -> bool:
-        need, free = self.memory.pages_to_start(sequence), self.pool.largest_free_run
-        if need > free or self._paged is None:
-            return need <= free
-        return self._admits(need, free, self.memory.watermark_pages) or not self.running_count
 
     def _admit(self, sequence: Sequence, now_ticks: int) -> None:
         self.waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
         cached_tokens = self.memory.start(sequence)
-        if self._batch is not None:
-            self._batch.places -= 1
+        if self.batch is not None:
+            self.batch.places -= 1
         if not self._steady:
-            self._views.admitted(sequence)
+            self.views.admitted(sequence)
         if cached_tokens is not None:
-            self._log.looked_up(sequence.index, sequence.prefill_target, cached_tokens)
-        self._log.admitted(sequence.index, now_ticks)
+            self.log.looked_up(sequence.index, sequence.prefill_target, cached_tokens)
+        self.log.admitted(sequence.index, now_ticks)
         if sequence.kv_tokens < sequence.prefill_target:
             self.prefilling.append(sequence)
         else:
             self._rejoin(sequence)
-
-    def _fail(self, sequence: Sequence, pages: int, now_ticks: int) -> None:
-        """Ends a request that asks for pages that cannot be had."""
-        holders = (*self.sequences.values(), *self.handed.values())
-        detail = evidence(pages, self.memory, holders)
-        if self._batch is not None and sequence.slot < 0:
-            self._batch.places -= 1  # it was somebody's, and the batch does not wait for another
-        self.abort(sequence.index, now_ticks, detail, FinishReason.OUT_OF_MEMORY)
-        self.failed.append(sequence.index)
-
-    def _end_hopeless(self, now_ticks: int) -> bool:
-        """Ends a request that cannot go on though nobody else runs, because too many pages leaked; False if none is."""
-        if self.memory.leaking is None or not (self.prefilling or (self.waiting and self._has_place())):
-            return False
-        hopeless = self.prefilling[0] if self.prefilling else self.waiting.head(now_ticks)
-        self._fail(hopeless, self.memory.pages_to_start(hopeless), now_ticks)
-        return True
 
     def _rejoin(self, sequence: Sequence) -> None:
         """A sequence whose KV came back decodes on, in this very step if the others do."""
@@ -445,29 +400,14 @@ class Scheduler:
             if self._step.decodes:
                 self.cohort.reserve(self._paged, 1)
 
-    def _preempt(self, victim: Sequence, now_ticks: int) -> None:
-        if victim.join:
-            self.cohort.leave(victim)
-            victim.last_token_ticks = now_ticks
-        else:
-            self.prefilling.remove(victim)
-        kept = self.memory.set_aside(victim)
-        self._vacate(victim)
-        if not kept:
-            victim.kv_tokens = 0
-            victim.prefill_target = victim.request.prompt_tokens + victim.generated
-        victim.preemptions += 1
-        self.waiting.put(victim, now_ticks)
-        self._log.preempted(victim.index, now_ticks)
-
     def _horizon(self, now_ticks: int, steps_before: StepsBefore, counts: StepCounts) -> int:
         """How many steps of these counts nothing can change."""
         steps = min(self.cohort.steps_to_change(), self.config.horizon_limit)
         if not (self._mixes and self._steady) and self.waiting and self._may_admit_next(now_ticks):
             return 1
         if steps > 1:
-            if self._batch:  # priced with its padding, so that no arrival is passed
-                rows = len(self._batch)
+            if self.batch:  # priced with its padding, so that no arrival is passed
+                rows = len(self.batch)
                 counts = dataclasses.replace(
                     counts, decode_seqs=counts.decode_seqs + rows, sampled=counts.sampled + rows
                 )
@@ -480,7 +420,7 @@ class Scheduler:
         """Whether the next plan may admit somebody though this one does not: then nothing is sure beyond one step."""
         if not self._steady:
             return bool(self._free_slots)  # another may be next by then
-        return self._can_admit(self.waiting.head(now_ticks))  # a preemption made room after chunks were planned
+        return self.can_admit(self.waiting.head(now_ticks))  # a preemption made room after chunks were planned
 
     # ---- parts of booking ----
 
@@ -507,14 +447,14 @@ class Scheduler:
         """Lets a sequence go to another engine; its pages stay until they are fetched."""
         self._free_slot(sequence)
         if not self._steady:
-            self._views.left(sequence)
+            self.views.left(sequence)
         del self.sequences[sequence.index]
         self.handed[sequence.index] = sequence
-        self._log.handed_over(sequence.index, ticks)
+        self.log.handed_over(sequence.index, ticks)
 
     def _first_token(self, sequence: Sequence, end_ticks: int) -> None:
         if sequence.generated == 0:
-            self._log.first_token(sequence.index, end_ticks)
+            self.log.first_token(sequence.index, end_ticks)
         else:
             sequence.max_stall_ticks = max(sequence.max_stall_ticks, end_ticks - sequence.last_token_ticks)
         sequence.generated += 1
@@ -539,14 +479,15 @@ class Scheduler:
         self.memory.retire(sequence, ticks, completed=reason in _COMPLETED)
         self._free_slot(sequence)
         if not self._steady:
-            self._views.left(sequence)
+            self.views.left(sequence)
         del self.sequences[sequence.index]
-        self._log.held(sequence.index, sequence.most_pages, sequence.written_tokens)
-        self._log.finished(
+        self.log.held(sequence.index, sequence.most_pages, sequence.written_tokens)
+        self.log.finished(
             sequence.index, ticks, reason, sequence.generated, detail, sequence.preemptions, sequence.max_stall_ticks
         )
 
-    def _vacate(self, sequence: Sequence) -> None:
+    def vacate(self, sequence: Sequence) -> None:
+        """Takes the slot and the pages of a sequence that is preempted."""
         self.memory.give_back(sequence)
         self._free_slot(sequence)
 

@@ -36,7 +36,7 @@ p + .columns {{ margin-top: 1.2rem; }}
 ul {{ max-width: 46rem; margin: .6rem 0; padding-left: 1.2rem; font-size: .92rem; }}
 a {{ color: var(--blue); }}
 .contents {{ margin: 1.8rem 0 0; padding-left: 1.4rem; line-height: 1.7; }}
-figure {{ margin: 0; max-width: 46rem; }}
+figure {{ margin: 0; max-width: 38rem; }}
 figcaption {{ font-weight: 600; line-height: 1.35; margin-bottom: .5rem; }}
 svg {{ display: block; width: 100%; height: auto; }}
 svg text, svg tspan {{ font-family: inherit !important; font-variant-numeric: tabular-nums; }}
@@ -50,7 +50,7 @@ th, td {{
 th:first-child {{ padding-left: 0; text-align: left; position: sticky; left: 0; background: var(--paper); }}
 thead th {{ color: var(--muted); font-size: .8rem; border-bottom: 1px solid var(--muted); }}
 tbody tr + tr > * {{ border-top: 1px solid var(--rule); }}
-.prose td, .prose th {{ text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }}
+.prose td, .prose th {{ text-align: left; white-space: normal; overflow-wrap: break-word; min-width: 5rem; }}
 .prose td:last-child {{ min-width: 14rem; color: var(--muted); }}
 .swatch {{ display: inline-block; width: .7rem; height: .7rem; margin-right: .5rem; border-radius: 2px; }}
 .bar {{ display: grid; grid-template-columns: 4.8rem 1fr; align-items: center; font-size: .88rem; margin: .45rem 0; }}

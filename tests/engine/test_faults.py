@@ -43,6 +43,15 @@ def test_an_engine_whose_pages_have_leaked_away_ends_who_can_never_be_served(bat
     assert "0 sequences hold 0, 0 kept sessions hold 0; largest holder none with 0" in columns["detail"][-1]
 
 
+@pytest.mark.parametrize("batching", ["mixed", "prefill_first", "static"])
+def test_those_who_can_never_be_served_all_end_however_many_wait(batching: str):
+    """More than Python would call one in another."""
+    load = [Job(index, 9, 9) for index in range(1200)]
+    engine = run(load, Leak(1, 1), num_pages=8, batching=batching, static_timeout_s=0.0, max_seqs=1)
+    columns = engine.log.request_columns()
+    assert columns["finish_reason"] == ["length"] * 4 + ["out_of_memory"] * 1196
+
+
 @given(jobs_strategy, st.sampled_from(LEAKS), st.sampled_from([20, 40]), knobs_strategy)
 @settings(max_examples=80)
 def test_every_request_leaves_once_however_much_leaks(load, leak, num_pages, knobs):

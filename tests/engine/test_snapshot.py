@@ -131,7 +131,7 @@ def test_objects_that_were_there_keep_their_identity():
     parts = fresh.scheduler, fresh.log, fresh.load, fresh.clock, fresh.executor
     thaw(frozen_after(1, {}, 20), Outline(fresh))
     assert (fresh.scheduler, fresh.log, fresh.load, fresh.clock, fresh.executor) == parts
-    assert fresh.scheduler._log is fresh.log and fresh.log.plan_count() == 20
+    assert fresh.scheduler.log is fresh.log and fresh.log.plan_count() == 20
 
 
 def test_freezing_changes_nothing():

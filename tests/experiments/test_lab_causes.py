@@ -25,6 +25,12 @@ def row(config, named, seed=1000, lost=0.1):
 RIGHT = [row(HEALTHY, []), *(row(config, [cause], lost=0.15) for config, cause in PLANTED.items())]
 
 
+def figures(rows):
+    outcome = {"requests": 9, "lost": 0.25, "failed": 0.05, "ttft_p95_s": 1.5, "latency_p95_s": 9.0}
+    replay = {"cause": "memory_leak", "bindings": {"Faults.leak_every": None}, "explained": 0.125}
+    return {"days": 3, "rows": rows, "replays": [replay | {"before": outcome, "after": outcome | {"lost": 0.2}}]}
+
+
 @pytest.mark.parametrize(
     ("config", "named", "hit", "alarms"),
     [
@@ -43,7 +49,7 @@ def test_a_hit_is_the_planted_cause_first_and_an_alarm_what_was_not_planted(conf
 
 
 def test_the_page_counts_what_the_rows_say():
-    text = page([*RIGHT, row("leak", ["slow_replica"], seed=1001)], days=3)
+    text = page(figures([*RIGHT, row("leak", ["slow_replica"], seed=1001)]))
     assert "first in 5 of 6 runs" in text
     assert "names none in 1 of 1" in text
     assert "False alarms in all of these: 1." in text
@@ -51,7 +57,9 @@ def test_the_page_counts_what_the_rows_say():
 
 
 def test_the_same_seed_in_order_says_what_a_cause_costs():
-    assert "| `leak` | 1.00% (1.00% to 1.00%) | 15.00% (15.00% to 15.00%) | 5.00% (5.00% to 5.00%) |" in page(RIGHT, 3)
+    assert "| `leak` | 1.00% (1.00% to 1.00%) | 15.00% (15.00% to 15.00%) | 5.00% (5.00% to 5.00%) |" in page(
+        figures(RIGHT)
+    )
 
 
 def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch):
@@ -63,13 +71,19 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lab_causes, "diagnosed", pretended)
     kept = tmp_path / "page.json"
-    kept.write_text(json.dumps({"days": 3, "rows": [each for each in RIGHT if each["config"] != "leak"]}))
+    kept.write_text(json.dumps(figures([each for each in RIGHT if each["config"] != "leak"])))
     arguments = ["lab_causes.py", "--seeds=1", f"--out={tmp_path / 'page.md'}"]
     assert lab_causes.main(arguments) == 0
     assert made == [("leak", 1000, 3), (TOGETHER, 1000, 3)]
     assert lab_causes.main(arguments) == 0
     assert len(made) == 2
     assert len(json.loads(kept.read_text())["rows"]) == 7
+
+
+def test_the_page_has_replays_of_causes():
+    text = page(figures(RIGHT))
+    assert "| as it is |  | 25.00% | 5.00% | 1.50 | 9.00 |" in text
+    assert "| without memory_leak: `Faults.leak_every = None` | 12.50% | 20.00% | 5.00% | 1.50 | 9.00 |" in text
 
 
 def test_rows_of_other_days_do_not_count(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from nanoserve.specs.errors import ConfigError
 from nanoserve.trace.source import TraceSource
 
 BUCKET_S = 7.0
+PAGES = 1000
 START = datetime.datetime(2026, 3, 2, tzinfo=datetime.UTC)
 REQUESTS = 600
 ROUNDING = 1e-9  # relative; sums of doubles in another order
@@ -34,18 +35,18 @@ class Run(NamedTuple):
 
 
 @functools.cache
-def run_of(replicas: int = 2, keep_session_s: float = 30.0, preset: str = "chatbot_week") -> Run:
-    """A crowded hour in which requests fail for want of memory, time out, and are turned away."""
+def run_of(replicas: int = 2, keep_session_s: float = 5.0, preset: str = "chatbot_week") -> Run:
+    """A crowded minute in which requests fail for want of memory, time out, and are turned away."""
     engine = EngineConfig(
-        num_pages=400, max_seqs=6, allocator="contiguous", when_full="fail", keep_session_s=keep_session_s,
-        timeout_s=4.0, max_context_tokens=3000,
+        num_pages=PAGES, max_seqs=6, allocator="contiguous", when_full="fail", keep_session_s=keep_session_s,
+        timeout_s=1.5, max_context_tokens=3000,
     )  # fmt: skip
     experiment = Experiment(
         executor="roofline",
         cluster=Cluster(mesh={"data": replicas, "tensor": 1}),
         engine=engine,
         fleet=FleetConfig(router="session_affinity"),
-        trace=TraceSource(preset=preset, requests=REQUESTS, rate_rps=20.0, stated_limit_tokens=1024, seed=1),
+        trace=TraceSource(preset=preset, requests=REQUESTS, rate_rps=8.0, stated_limit_tokens=1024, seed=1),
         service_logs=ServiceLogs(start="2026-03-02", bucket_s=BUCKET_S),
     )
     replay = prepare(experiment)
@@ -93,7 +94,7 @@ def test_an_out_of_memory_error_ends_in_what_the_engine_saw():
     last = {text.splitlines()[-1] for text in errors["traceback"]}
     details = run.records.requests.filter(pl.col("finish_reason") == "out_of_memory")["detail"]
     assert last == {f"OutOfMemoryError: {detail}" for detail in details}
-    assert all("tried to allocate" in line and "of 400 free" in line for line in last)
+    assert all("tried to allocate" in line and f"of {PAGES} free" in line for line in last)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -136,7 +137,7 @@ def test_without_kept_sessions_an_idle_machine_holds_nothing():
     idle = telemetry.filter(~pl.Series(busy))
     assert 0 < idle.height < telemetry.height
     assert idle["blocks_used"].to_list() == idle["used_tokens"].to_list() == [0.0] * idle.height
-    assert set(idle["largest_free_run_blocks"]) == {400.0}
+    assert set(idle["largest_free_run_blocks"]) == {float(PAGES)}
 
 
 def test_memory_is_what_is_always_held_and_the_blocks():

@@ -189,8 +189,8 @@ def dispersion(joined: Joined) -> Finding:
     known = {window: value for window, value in found.items() if not np.isnan(value)}
     if 1 not in known:
         return not_computed(key, "Index of dispersion", "the requests span fewer than two seconds")
-    title = f"Counts a second vary {known[1]:,.3g} times as much as those of independent arrivals would"
-    title += f", counts a minute {known[60]:,.3g} times" if 60 in known else ""
+    title = f"Counts a second vary {known[1]:,.3g} times as much as a Poisson process's"
+    title += f", counts a minute {known[60]:,.3g}" if 60 in known else ""
     return Finding(
         key=key,
         title=title,
@@ -216,8 +216,8 @@ def gaps(joined: Joined) -> Finding:
         cv = found.gaps.moments.std / mean_s
     burst, *within = (found.up_to / found.gaps.moments.count).tolist()
     percentiles = dict(zip(("p50", "p90", "p95", "p99"), found.gaps.quantiles((0.5, 0.9, 0.95, 0.99)), strict=True))
-    title = f"{burst:.1%} of the gaps between requests are at most {BURST_S * 1e3:g} ms"
-    title += f"; their standard deviation is {cv:,.3g} times their mean (independent arrivals: 1)" if cv else ""
+    title = f"{burst:.1%} of the gaps are at most {BURST_S * 1e3:g} ms"
+    title += f"; they vary {cv:,.3g} times as much as independent ones" if cv else ""
     limits_s = np.unique(found.gaps.quantiles(np.linspace(0, 1, _CURVE_POINTS)))
     edges_s = gap_edges_s()
     return Finding(

@@ -7,15 +7,15 @@ import polars as pl
 from nanoserve.analysis.anatomy.sketch import Counts, Floats, merged
 from nanoserve.analysis.finding import Finding, Value
 from nanoserve.analysis.logs.log_set import Joined
+from nanoserve.analysis.wording import figure
 
 PERCENTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 _WHOLE = ("prompt_tokens", "response_tokens", "allocated_blocks", "used_tokens", "turn")
 _FLOATS = ("latency_s", "ttft_s")
 _SAID = (
-    ("prompt_tokens", "prompt", "has", "tokens"),
-    ("response_tokens", "answer", "has", "tokens"),
-    ("ttft_s", "first token", "comes after", "s"),
-    ("latency_s", "request", "takes", "s"),
+    ("prompt_tokens", "The middle prompt has {} tokens"),
+    ("response_tokens", "the middle answer {}"),
+    ("latency_s", "the middle request takes {} s"),
 )
 _DAY_S, _HOUR_S = 86400.0, 3600.0
 
@@ -49,7 +49,7 @@ def numbers(joined: Joined) -> Finding:
     """`anatomy.numbers`: count, mean, standard deviation, least, most and percentiles of every number.
 
     Answers are those of requests that did not fail: a failed one has none, or a part. Percentiles are numpy's (linear
-    between order statistics): exact for integers and for up to a million floats, within 0.1 % beyond. The standard
+    between order statistics): exact for integers and for up to a million floats, within 0.1% beyond. The standard
     deviation divides by the number of values.
     """
     values: dict[str, Value] = {}
@@ -58,13 +58,8 @@ def numbers(joined: Joined) -> Finding:
             column = _described(joined, name)
             if column["count"]:
                 values[name] = column
-    said = [
-        f"the middle {what} {verb} {column['p50']:,.4g} {unit}"
-        for name, what, verb, unit in _SAID
-        if isinstance(column := values.get(name), dict)
-    ]
-    title = ", ".join(said)
-    title = title[0].upper() + title[1:]
+    medians = [(words, column["p50"]) for name, words in _SAID if isinstance(column := values.get(name), dict)]
+    title = ", ".join(words.format(figure(float(median))) for words, median in medians)
     return Finding(key="anatomy.numbers", title=title, rows=joined.rows, values=values)
 
 

@@ -81,8 +81,7 @@ def _lengths(what: str, counts: Counts) -> Finding:
     whole = "Prompts" if what == "prompt" else "Answers"
     return Finding(
         key=f"anatomy.lengths.{what}",
-        title=f"{whole} have {p50:,.0f} tokens in the middle, {p99:,.0f} at the 99th percentile; "
-        f"the longest 1 % hold {top:.1%} of all tokens",
+        title=f"{whole}: {p50:,.0f} tokens in the middle, {p99:,.0f} at p99; the longest 1% hold {top:.1%} of tokens",
         rows=counts.count,
         values={
             "mean_tokens": counts.mean,
@@ -111,13 +110,13 @@ def _tail(what: str, counts: Counts) -> Finding:
     tokens, at_least = at_least_curve(Counts(counts.values[inside], counts.times[inside]))
     share = tail.rows / counts.count
     verdict = {
-        "power law": f"a power law with exponent {tail.alpha:.2f} rather than a lognormal",
-        "lognormal": f"a lognormal rather than a power law (whose exponent would be {tail.alpha:.2f})",
-        "undecided": f"no better a power law (exponent {tail.alpha:.2f}) than a lognormal",
+        "power law": f"follow a power law with exponent {tail.alpha:.2f}, not a lognormal",
+        "lognormal": "follow a lognormal, not a power law",
+        "undecided": f"fit a power law with exponent {tail.alpha:.2f} and a lognormal alike",
     }[tail.verdict]
     return Finding(
         key=key,
-        title=f"From {tail.least:,} tokens on ({share:.1%} of the requests) {what} lengths are {verdict}",
+        title=f"From {tail.least:,} tokens on {'prompts' if what == 'prompt' else 'answers'} {verdict}",
         rows=tail.rows,
         values={
             "least_tokens": tail.least,
@@ -137,6 +136,7 @@ def _tail(what: str, counts: Counts) -> Finding:
             "lognormal": tail.lognormal_at_least(tokens),
         },
         because=(
+            f"the tail has {share:.1%} of the requests",
             f"Vuong's statistic is {tail.ratio:.2f} (positive for the power law), p = {tail.p_value:.2g}",
             f"the power law is at most {tail.distance:.3f} from the data (Kolmogorov-Smirnov)",
         ),

@@ -58,19 +58,20 @@ def by_prompt(joined: Joined) -> Finding:
     memory_share = np.cumsum(found.tokens) / memory
     request_share = np.cumsum(found.prompts.times) / requests
     half = int(np.searchsorted(memory_share, 0.5))
+    from_half = 1 - request_share[half - 1] if half else 1.0
     top = found.held.share_held_by_top(_TOP)
     lengths = found.prompts.values
     wanted = np.geomspace(max(int(lengths[0]), 1), max(int(lengths[-1]), 1), _CURVE_POINTS)
     rows = np.unique(np.clip(np.searchsorted(lengths, wanted), 0, len(lengths) - 1))
     return Finding(
         key=key,
-        title=f"Half of the KV memory is of prompts of {lengths[half]:,} tokens or more, "
-        f"{1 - request_share[max(half - 1, 0)]:.1%} of the requests; the largest 1 % hold {top:.1%}",
+        title=f"Prompts of {lengths[half]:,} tokens or more, {from_half:.1%} of requests, hold half of the KV memory",
         rows=requests,
         values={
             "kv_tokens": int(memory),
             "kv_tokens_mean": found.held.mean,
             "half_of_memory_from_prompt_tokens": int(lengths[half]),
+            "half_of_memory_request_share": float(from_half),
             "share_held_by_top_1_percent": top,
         },
         series={

@@ -26,8 +26,8 @@ def prefix(joined: Joined) -> Finding:
     share = float(found.sum() / prompts.sum())
     beyond_share = float(beyond.sum() / beyond_prompts.sum()) if beyond_prompts.any() else None
     rows = np.unique(np.linspace(0, len(prompts) - 1, _CURVE_POINTS).astype(np.int64))
-    title = f"{share:.1%} of the prompt tokens have been seen before in blocks of {block_tokens}"
-    title += f", {beyond_share:.1%} beyond the first block" if beyond_share is not None else ""
+    title = f"{share:.1%} of the prompt tokens were seen before"
+    title += f", {beyond_share:.1%} beyond the first block of {block_tokens}" if beyond_share is not None else ""
     return Finding(
         key=key,
         title=title,

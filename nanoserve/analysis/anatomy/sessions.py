@@ -112,7 +112,7 @@ def _duration(found: Sessions) -> Finding:
     at = np.unique(found.durations.quantiles(np.linspace(0, 1, _CURVE_POINTS)))
     return Finding(
         key=key,
-        title=f"Sessions with several turns last {duration(p50)} in the middle, 5 % of them over {duration(p95)}",
+        title=f"Sessions with several turns last {duration(p50)} in the middle, 5% of them over {duration(p95)}",
         rows=count,
         values={"p50_s": p50, "p95_s": p95, "mean_s": found.durations.moments.mean, "most_s": found.durations.most},
         series={"duration_s": at, "share": found.durations.share_up_to(at)},
@@ -171,10 +171,12 @@ def _gaps(found: Sessions, users: bool) -> Finding:
         return not_computed(key, _SUBJECTS["gaps"], "no session has a second turn and no user a second session")
     known = [floats for floats in (turn, session) if floats.moments.count]
     at = np.unique(np.concatenate([floats.quantiles(np.linspace(0, 1, _CURVE_POINTS)) for floats in known]))
-    said = [f"the next turn comes {duration(turn.quantiles((0.5,))[0])} after the last"] if turn.moments.count else []
-    if session.moments.count:
-        said.append(f"the user's next session begins {duration(session.quantiles((0.5,))[0])} after the end of one")
-    title = ", ".join(said) + " (middle of all)"
+    said = [
+        f"{what} after {duration(float(floats.quantiles((0.5,))[0]))}"
+        for what, floats in (("the next turn comes", turn), ("a user's next session", session))
+        if floats.moments.count
+    ]
+    title = f"{', '.join(said)} (medians)"
     return Finding(
         key=key,
         title=title[0].upper() + title[1:],

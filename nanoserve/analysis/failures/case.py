@@ -103,8 +103,8 @@ class Case:
     def total_blocks(self) -> float:
         """Blocks of one replica's pool, by telemetry or by an error; NaN where neither says."""
         if self.service.telemetry is not None and self.service.telemetry_has("blocks_total"):
-            return float(self.service.telemetry["blocks_total"].max())  # type: ignore[arg-type]
-        return float(self.memory_errors["total"].max()) if self.memory_errors.height else float("nan")  # type: ignore[arg-type]
+            return float(self.service.telemetry["blocks_total"].to_numpy().max())
+        return float(self.memory_errors["total"].to_numpy().max()) if self.memory_errors.height else float("nan")
 
     @functools.cached_property
     def reasons(self) -> np.ndarray | None:
@@ -131,8 +131,8 @@ class Case:
         lines = self.memory_errors
         if not lines.height:
             return dict.fromkeys(oom.KINDS, 0.0) | {"full": share}
-        kinds = oom.shortage_kinds(lines, 1 - np.nan_to_num(self.reserved_share))
-        return {kind: share * float((kinds == kind).mean()) for kind in oom.KINDS}  # type: ignore[arg-type]
+        kinds = oom.shortage_kinds(lines, 1 - float(np.nan_to_num(self.reserved_share))).to_numpy()
+        return {kind: share * float(np.mean(kinds == kind)) for kind in oom.KINDS}
 
     def _pool(self) -> Pool:
         """The pool of each request's replica in the middle of its wait."""

@@ -57,19 +57,23 @@ class Cause:
 
     def finding(self, rows: int) -> Finding:
         """The finding `causes.NAME`."""
-        title = f"{self.says[0].upper()}{self.says[1:]}: explains a loss of {self.explained:.2%} of the service"
-        if self.pending > self.explained:
-            title += f", and {self.pending:.1%} of the memory is gone on average"
-        if self.missing is None and not self.named:
-            title = f"{self.says[0].upper()}{self.says[1:]}: not named, a score of {self.score:.2%}"
         return Finding(
             key=f"causes.{self.name}",
-            title=f"{self.says[0].upper()}{self.says[1:]}: not weighed" if self.missing else title,
+            title=f"{self.says[0].upper()}{self.says[1:]}: {self._verdict()}",
             rows=0 if self.missing else rows,
             values={} if self.missing else self._values(),
             missing=self.missing,
             because=(*(f"For: {each}" for each in self.why_for), *(f"Against: {each}" for each in self.why_against)),
         )
+
+    def _verdict(self) -> str:
+        if self.missing is not None:
+            return "not weighed"
+        if not self.named:
+            return f"not named, {self.score:.2%}"
+        if self.pending > self.explained:
+            return f"{self.pending:.1%} of it on average"
+        return f"{self.explained:.2%} of the service"
 
     def _values(self) -> dict[str, Value]:
         return {

@@ -73,9 +73,8 @@ class Diagnosis:
     def _title(self) -> str:
         if not self.named:
             return f"No cause is named: {self.lost:.1%} of the service is lost, and none of the faults shows"
-        first, rest = self.named[0], len(self.named) - 1
-        others = f", and {rest} more" if rest else ""
-        return f"First cause: {first.says} ({first.score:.1%} of the service{others})"
+        first, many = self.named[0], len(self.named)
+        return f"{'The cause' if many == 1 else f'The first of {many} causes'}: {first.says} ({first.score:.1%})"
 
 
 def diagnose(case: Case) -> Diagnosis:

@@ -12,6 +12,7 @@ parameters below are his. Next: `leak`.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import polars as pl
@@ -170,7 +171,7 @@ def _stretch_s(start_s: np.ndarray) -> float:
     """Ten minutes, or longer where that would be more stretches than a chart can show or too few requests in each."""
     span_s = float(np.ptp(start_s)) if len(start_s) else 0.0
     enough = span_s * 2 * _LEAST_ROWS / max(len(start_s), 1)
-    return max(600.0, 600.0 * np.ceil(max(span_s / _MOST_STRETCHES, enough) / 600.0))
+    return max(600.0, 600.0 * math.ceil(max(span_s / _MOST_STRETCHES, enough) / 600.0))
 
 
 def _usual(logs: np.ndarray, service: Service, middle_s: np.ndarray) -> np.ndarray:

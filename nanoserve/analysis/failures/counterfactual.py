@@ -7,7 +7,7 @@ logs. Next: `analysis.recommend`, which chooses a whole config by replays.
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -60,8 +60,8 @@ class Counterfactual:
         lines = ", ".join(f"{name} = {value!r}" for name, value in self.cause.bindings.items())
         return Finding(
             key=f"causes.{self.cause.name}.replay",
-            title=f"With {lines}, the loss goes from {before.lost:.2%} to {after.lost:.2%} of the service, failures "
-            f"from {before.failed:.2%} to {after.failed:.2%}",
+            title=f"Without {self.cause.name.replace('_', ' ')}: loss {before.lost:.2%} to {after.lost:.2%}, failures "
+            f"{before.failed:.2%} to {after.failed:.2%}",
             rows=before.requests,
             values={
                 "explained": self.cause.explained,
@@ -70,27 +70,34 @@ class Counterfactual:
                 "after": dataclasses.asdict(after),
             },
             because=(
+                f"Replayed with {lines}.",
                 f"The logs had {self.cause.explained:.2%} down to this cause; the replay spares "
                 f"{before.lost - after.lost:.2%}.",
             ),
         )
 
 
-def counterfactual(cause: Cause, experiment: Experiment, trace: Trace | None = None) -> Counterfactual:
-    """Replays a config with and without a cause.
+def counterfactuals(
+    causes: Sequence[Cause], experiment: Experiment, trace: Trace | None = None
+) -> list[Counterfactual]:
+    """Replays a config as it is, and without each of some causes.
 
     Args:
-      cause: with bindings. experiment: that has the cause. trace: requests; None replays those of the experiment.
+      causes: with bindings. experiment: that has them. trace: requests; None replays those of the experiment.
 
     Raises:
-      ConfigError: no binding can take the cause away, or the config cannot be run with it.
+      ConfigError: no binding can take a cause away, or the config cannot be run with it.
     """
-    if not cause.bindings:
-        raise ConfigError(f"no line of a config takes the cause '{cause.name}' away, so there is nothing to replay")
-    before = dataclasses.replace(experiment, executor="roofline")
-    return Counterfactual(
-        cause=cause, before=outcome(before, trace), after=outcome(bound(before, cause.bindings), trace)
-    )
+    for cause in causes:
+        if not cause.bindings:
+            raise ConfigError(f"no line of a config takes the cause '{cause.name}' away: there is nothing to replay")
+    as_it_is = dataclasses.replace(experiment, executor="roofline")
+    changed = [bound(as_it_is, cause.bindings) for cause in causes]
+    before = outcome(as_it_is, trace)
+    return [
+        Counterfactual(cause=cause, before=before, after=outcome(other, trace))
+        for cause, other in zip(causes, changed, strict=True)
+    ]
 
 
 def replay_finding(cause: Cause, experiment: Experiment | None, trace: Trace | None = None) -> Finding:
@@ -98,7 +105,7 @@ def replay_finding(cause: Cause, experiment: Experiment | None, trace: Trace | N
     if experiment is None or not cause.bindings:
         why = "no config was given" if experiment is None else "no line of a config takes this cause away"
         return not_computed(f"causes.{cause.name}.replay", f"Replay without this: {cause.says}", why)
-    return counterfactual(cause, experiment, trace).finding()
+    return counterfactuals([cause], experiment, trace)[0].finding()
 
 
 def bound(experiment: Experiment, bindings: Mapping[str, Value]) -> Experiment:
@@ -110,14 +117,18 @@ def bound(experiment: Experiment, bindings: Mapping[str, Value]) -> Experiment:
     Raises:
       ConfigError: no such class or field.
     """
+    by_class: dict[str, dict[str, Value]] = {}
     for name, value in bindings.items():
         owner, _, field = name.partition(".")
+        by_class.setdefault(owner, {})[field] = value
+    parts = {}
+    for owner, fields in by_class.items():
         part = _part_of(experiment, owner)
-        if field not in {each.name for each in dataclasses.fields(CONFIG_CLASSES[owner])}:
-            raise ConfigError(f"{owner} has no field '{field}'")
-        changed = dataclasses.replace(getattr(experiment, part), **{field: value})
-        experiment = dataclasses.replace(experiment, **{part: changed})
-    return experiment
+        known = {field.name for field in dataclasses.fields(CONFIG_CLASSES[owner])}
+        for field in fields.keys() - known:
+            raise ConfigError(f"{owner} has no field '{field}'.{nearest(field, known)}")
+        parts[part] = dataclasses.replace(getattr(experiment, part), **fields)
+    return dataclasses.replace(experiment, **parts)
 
 
 def _part_of(experiment: Experiment, owner: str) -> str:

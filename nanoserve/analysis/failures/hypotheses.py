@@ -14,11 +14,12 @@ import numpy as np
 from nanoserve.analysis.failures.case import Case
 from nanoserve.analysis.failures.cause import Cause, Pleading
 from nanoserve.analysis.failures.kinds import Kind
+from nanoserve.analysis.failures.leak import per_day
 from nanoserve.analysis.failures.shortage import Reason
-from nanoserve.analysis.service import DAY_S
 
 _RESERVED = 0.2  # of the blocks held: from that on, reserving is surely the way of the allocator
 _SCATTERED = 0.05  # of the buckets with free blocks
+_MOST = 0.5  # of the errors
 _QUEUE_LIMIT = 64  # of the config that is tried instead; `analysis.recommend` finds the best
 
 
@@ -82,7 +83,8 @@ def slow_interval(case: Case) -> Cause:
 def no_admission_control(case: Case) -> Cause:
     """Whoever comes is taken, whether or not there is room: under a burst requests fail that could have waited.
 
-    Time-outs alone do not tell it from other causes: it takes requests that fail for want of memory.
+    Time-outs alone do not tell it from other causes: it takes requests that fail for want of memory. Those that fail
+    for want of blocks that are lost do not count: no wait would have brought them back.
     """
     told = Pleading(name="no_admission_control", says="nothing holds requests back when memory is full")
     if not case.service.has("status"):
@@ -90,14 +92,14 @@ def no_admission_control(case: Case) -> Cause:
     failed, timed_out, refused = (
         int((case.kinds == kind).sum()) for kind in (Kind.OUT_OF_MEMORY, Kind.TIMEOUT, Kind.REFUSED)
     )
-    errors = sum(case.lost_to_errors().values())
+    errors = case.lost_to_errors()
     late = case.lost_to(Reason.FULL) if failed and not refused else 0.0
     told.weigh(failed > 0, f"{failed:,} requests ran out of memory.")
     told.weigh(not refused, f"{refused:,} requests were refused, {timed_out:,} timed out.")
     if failed:
         _weigh_bursts(case, told)
     return told.cause(
-        explained=errors + late,
+        explained=sum(errors.values()) - errors["leaked"] + late,
         strength=1.0 if failed else 0.0,
         bindings={"Engine.when_full": "wait", "Engine.queue_limit": _QUEUE_LIMIT},
         values={"out_of_memory": failed, "timeout": timed_out, "refused": refused},
@@ -105,16 +107,20 @@ def no_admission_control(case: Case) -> Cause:
 
 
 def _weigh_bursts(case: Case, told: Pleading) -> None:
-    """Whether requests that ran out of memory came when many were there, and to a pool that was full."""
-    ahead, errors = case.loss.ahead, case.lost_to_errors()
-    served = ahead[case.kinds == Kind.SERVED]
-    few, many = (
-        float(np.median(served)) if len(served) else 0.0,
-        float(np.median(ahead[case.kinds == Kind.OUT_OF_MEMORY])),
-    )
+    """Whether requests that ran out of memory came when many were there, and could have waited."""
+    ahead, lines = case.loss.ahead, case.memory_errors
+    served, failed = (ahead[case.kinds == kind] for kind in (Kind.SERVED, Kind.OUT_OF_MEMORY))
+    few, many = float(np.median(served)) if len(served) else 0.0, float(np.median(failed))
     told.weigh(many > few, f"Those that ran out had {many:.0f} ahead in the median; those served, {few:.0f}.")
-    share = (errors["full"] + errors["kept"]) / max(sum(errors.values()), 1e-12)
-    told.weigh(share > 0.1, f"{share:.0%} of them met a pool that was full, or full of what sessions kept.")
+    if lines.height:
+        owned = lines["free"] + lines["running"] + lines["kept"]
+        rooms = (owned, lines["free"] + lines["kept"])
+        later, now = (float(np.mean((lines["tried"] <= room).to_numpy())) for room in rooms)
+        told.weigh(
+            later > _MOST,
+            f"{later:.0%} of them asked for less than others would give back: they could have waited. For {now:.0%}, "
+            f"what sessions kept between turns would have done at once.",
+        )
 
 
 def memory_leak(case: Case) -> Cause:
@@ -124,11 +130,11 @@ def memory_leak(case: Case) -> Cause:
         return told.missing("it needs telemetry of blocks over more than a day")
     leaking = [floor for floor in case.floors if floor.leaks]
     for floor in case.floors:
-        low, middle, high = (DAY_S * each for each in (floor.slope.low, floor.slope.value, floor.slope.high))
+        low, middle, high = (per_day(each) for each in (floor.slope.low, floor.slope.value, floor.slope.high))
         told.weigh(
             floor.leaks,
-            f"Replica {floor.replica}: blocks held when little runs grow by {middle:,.1f} a day (95%: {low:,.1f} to "
-            f"{high:,.1f}) of {floor.total:,.0f}.",
+            f"Replica {floor.replica}: blocks held when little runs grow by {middle} a day (95%: {low} to {high}) of "
+            f"{floor.total:,.0f}.",
         )
     short = case.lost_to(Reason.LEAKED) + case.lost_to_errors()["leaked"]
     told.weigh(short > 0, f"Waiting and failing where lost blocks would have made room cost {short:.2%}.")

@@ -90,7 +90,7 @@ def _floor(replica: int, table: pl.DataFrame) -> Floor | None:
         replica=replica,
         time_s=time_s,
         blocks=blocks,
-        total=float(table["blocks_total"].max()),  # type: ignore[arg-type]
+        total=float(table["blocks_total"].to_numpy().max()),
         slope=robust_slope(time_s, blocks),
         start_s=float(table["time_s"][0]),
         end_s=float(table["time_s"][-1]),
@@ -132,6 +132,11 @@ def memory_trend(service: Service) -> Finding:
     )
 
 
+def per_day(blocks_per_s: float) -> str:
+    """A slope in blocks a day, as text."""
+    return f"{round(blocks_per_s * DAY_S) + 0:,}"
+
+
 def _title(leaking: list[Floor], known: list[Floor]) -> str:
     if not leaking:
         return "What is held when nothing runs does not grow: no memory is lost"
@@ -142,5 +147,5 @@ def _title(leaking: list[Floor], known: list[Floor]) -> str:
 
 def _sentence(floor: Floor) -> str:
     slope = floor.slope
-    rate = f"{slope.value * DAY_S:,.1f} blocks a day ({slope.low * DAY_S:,.1f} to {slope.high * DAY_S:,.1f})"
+    rate = f"{per_day(slope.value)} blocks a day ({per_day(slope.low)} to {per_day(slope.high)})"
     return f"Replica {floor.replica}: the floor moves by {rate}, of {floor.total:,.0f}."

@@ -14,7 +14,7 @@ from nanoserve.analysis.finding import Finding, not_computed
 KEY = "causes.load"
 _SAYS = {
     "line": "lines behind bursts and long prompts",
-    "batches": "sequences that slow one another down in full batches",
+    "batches": "batches that slow their sequences",
     "full": "memory that running requests fill",
 }
 
@@ -40,7 +40,7 @@ def load_itself(case: Case) -> Finding:
     refused = float(np.mean(case.kinds == Kind.REFUSED))
     return Finding(
         key=KEY,
-        title=f"Of what the load itself costs, most goes to {_SAYS[worst]}: {costs[worst]:.1%} of the service",
+        title=f"The load itself costs most in {_SAYS[worst]}: {costs[worst]:.1%} of the service",
         rows=rows,
         values=costs | {"refused": refused},
         because=tuple(f"{_SAYS[name][0].upper()}{_SAYS[name][1:]} cost {cost:.2%}." for name, cost in costs.items()),

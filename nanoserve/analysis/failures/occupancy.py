@@ -5,8 +5,11 @@ what started by then less the sum of what ended by then. Next: `shortage`, which
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
+
+Side = Literal["left", "right"]
 
 
 def sums_at(
@@ -61,8 +64,8 @@ def rows_of(replicas: np.ndarray) -> Iterator[np.ndarray | slice]:
         yield np.flatnonzero(replicas == name)
 
 
-def _reached(moments_s: np.ndarray, times_s: np.ndarray, weights: np.ndarray, side: str) -> np.ndarray:
+def _reached(moments_s: np.ndarray, times_s: np.ndarray, weights: np.ndarray, side: Side) -> np.ndarray:
     """The sum of the weights whose times lie before each moment."""
     order = np.argsort(times_s, kind="stable")
     totals = np.concatenate([[0.0], np.cumsum(weights[order], dtype=np.float64)])
-    return totals[np.searchsorted(times_s[order], moments_s, side=side)]  # type: ignore[call-overload]
+    return totals[np.searchsorted(times_s[order], moments_s, side=side)]

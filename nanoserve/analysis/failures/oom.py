@@ -121,13 +121,13 @@ def _medians(lines: pl.DataFrame) -> dict[str, float]:
 def _title(counts: dict[str, int], errors: int) -> str:
     roomy = counts["external"] / errors
     if roomy >= 0.5:
-        return f"{roomy:.0%} of {errors:,} out-of-memory errors found enough blocks free, but not in one run"
+        return f"{roomy:.0%} of {errors:,} out-of-memory errors found the blocks free, but not in one run"
     worst = max(counts, key=lambda kind: counts[kind])
     saying = {
-        "external": "found room in total but not in one run",
-        "leaked": "would have fitted but for blocks that nobody holds and that are not free",
-        "internal": "would have fitted in blocks that were held and not written",
-        "kept": "would have fitted in what was kept for sessions between two turns",
+        "external": "found the blocks free, but not in one run",
+        "leaked": "fit but for blocks that nobody holds",
+        "internal": "fit in blocks held and not written",
+        "kept": "fit in what sessions keep between turns",
         "full": "met a pool that running requests had filled",
     }[worst]
     return f"{counts[worst] / errors:.0%} of {errors:,} out-of-memory errors {saying}"
@@ -137,10 +137,12 @@ def _because(counts: dict[str, int], lines: pl.DataFrame, written_share: float) 
     holders = lines["holder"].drop_nulls()
     often = f"{holders.mode().sort()[0]} held most in the largest number of them" if len(holders) else "no holder named"
     middle = _medians(lines)
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
     return (
-        f"{', '.join(f'{kind} {count:,}' for kind, count in counts.items())}; of what requests hold, "
-        f"{written_share:.0%} is written.",
+        f"By kind: {kinds}; of what requests hold, {written_share:.0%} is written.",
         f"In the middle one, {middle['tried_blocks_median']:.0f} blocks were tried with "
         f"{middle['free_blocks_median']:.0f} of {middle['total_blocks_median']:.0f} free and a largest run of "
-        f"{middle['run_blocks_median']:.0f}; {often}.",
+        f"{middle['run_blocks_median']:.0f}.",
+        f"Who held them: running requests {middle['running_blocks_median']:.0f} and sessions between two turns "
+        f"{middle['kept_blocks_median']:.0f}, in the middle; {often}.",
     )

@@ -65,10 +65,9 @@ def _title(ahead: np.ndarray, share: np.ndarray, timeouts: int, rows: int) -> st
     if not timeouts:
         return f"No request timed out, with up to {int(ahead[-1]):,} or more ahead of it"
     worst = int(np.argmax(share))
-    return (
-        f"{share[worst]:.2%} of requests time out with {int(ahead[worst]):,} or more ahead of them, "
-        f"{timeouts / rows:.2%} of all"
-    )
+    first, last = int(ahead[worst]), int(2 * ahead[worst])  # a bin ends where the next begins, at twice as many and one
+    late = f"{share[worst]:.2%} of requests time out with {first:,} to {last:,} ahead of them"
+    return f"{late}, {timeouts / rows:.2%} of all"
 
 
 def _telemetry_queue(loss: Loss) -> dict[str, float]:

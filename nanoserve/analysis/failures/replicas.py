@@ -128,6 +128,7 @@ def replica_paces(loss: Loss) -> Finding:
 def _title(slow: list[Pace], found: list[Pace]) -> str:
     if not slow:
         spread = max(pace.ratio.value for pace in found) - 1
-        return f"No replica is slow: at equal load the slowest takes {spread:.1%} more per token than the others"
+        more = "less than 0.1%" if spread < 0.001 else f"{spread:.1%}"
+        return f"No replica is slow: at equal load the slowest takes {more} more per token"
     worst = max(slow, key=lambda pace: pace.ratio.value)
     return f"Replica {worst.replica} takes {worst.ratio.value:.2f} times the others' time per token at equal load"

@@ -32,7 +32,7 @@ _MOST_OF_A_SHARE = 1.5  # a share is at most 1, and a little over it where it wa
 
 def canonical(
     source: Source, matched: Matched, units: Mapping[str, str], zone: str | None
-) -> tuple[pl.LazyFrame, bool, tuple[str, ...]]:
+) -> tuple[pl.LazyFrame, bool | None, tuple[str, ...]]:
     """A file's table under canonical names, with its times in the column `time_ns`.
 
     Args:
@@ -40,12 +40,12 @@ def canonical(
       zone: of dates without one.
 
     Returns:
-      The table; whether its times are dates; notes.
+      The table; whether its times are dates, None where it has no times; notes.
 
     Raises:
       TraceError: a unit that has to be asked for. ConfigError: a unit that the column cannot have.
     """
-    columns, notes, dated = {}, [], True
+    columns, notes, dated = {}, [], None
     for name, (column, named_unit) in matched.columns.items():
         unit = _unit_of(source, name, column, named_unit, units)
         if name == "time_s":
@@ -53,7 +53,7 @@ def canonical(
             columns["time_ns"], dated = times.ns, times.dated
             notes += times.notes
         else:
-            columns[name], said = _column(source, name, column, unit)
+            columns[name], said = _column(source, matched.log, name, column, unit)
             notes += said
     table = source.cells.select(**columns)
     return table, dated, (*notes, *_unreadable(source, matched, columns))
@@ -69,11 +69,11 @@ def _unit_of(source: Source, name: str, column: str, named: str | None, units: M
     return unit
 
 
-def _column(source: Source, name: str, column: str, unit: str | None) -> tuple[pl.Expr, list[str]]:
+def _column(source: Source, log: str, name: str, column: str, unit: str | None) -> tuple[pl.Expr, list[str]]:
     if name in names.DIMENSIONS:
         return _quantity(source, name, column, unit)
     written = source.cells.collect_schema()[column]
-    dtype = pl.String() if name == "replica" else _DTYPES[name]
+    dtype = _dtype(log, name)
     if name == "status" and not written.is_integer():
         return _status(column), []
     if dtype == pl.String():
@@ -141,7 +141,7 @@ def _unreadable(source: Source, matched: Matched, columns: Mapping[str, pl.Expr]
     """What cells were no values of their column: how many, and the first of each."""
     schema_of = source.cells.collect_schema()
     written = {"time_ns" if name == "time_s" else name: column for name, (column, _) in matched.columns.items()}
-    doubtful = {name: column for name, column in written.items() if _may_fail(name, schema_of[column])}
+    doubtful = {name: column for name, column in written.items() if _may_fail(matched.log, name, schema_of[column])}
     if not doubtful:
         return []
     bad = {name: columns[name].is_null() & pl.col(column).is_not_null() for name, column in doubtful.items()}
@@ -156,11 +156,16 @@ def _unreadable(source: Source, matched: Matched, columns: Mapping[str, pl.Expr]
     return notes
 
 
-def _may_fail(name: str, written: pl.DataType) -> bool:
+def _may_fail(log: str, name: str, written: pl.DataType) -> bool:
     """Whether a cell of this type may be no value of the column: any text may, but not as text."""
-    if name == "replica" or _DTYPES.get(name) == pl.String():
+    if name != "time_ns" and _dtype(log, name) == pl.String():
         return False
     return not (written.is_integer() or written.is_temporal())
 
 
-_DTYPES = {name: dtype for columns in reversed(schema.COLUMNS.values()) for name, (dtype, _) in columns.items()}
+def _dtype(log: str, name: str) -> pl.DataType:
+    """What a column of a log holds; replicas are names until those of all logs are known."""
+    if name == "replica":
+        return pl.String()
+    companions = schema.APP_COLUMNS | schema.ERROR_COLUMNS  # that an api log may carry
+    return (companions | schema.COLUMNS[log])[name][0]

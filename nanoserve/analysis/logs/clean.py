@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from nanoserve.analysis.logs import schema
-from nanoserve.analysis.logs.scratch import Scratch, count
+from nanoserve.analysis.logs.scratch import Scratch
 from nanoserve.analysis.wording import counted
 from nanoserve.trace.types import MAX_TOKENS
 
@@ -73,6 +73,8 @@ def clean(log: str, table: pl.LazyFrame, scratch: Scratch) -> Cleaned:
         table = table.with_row_index(_ROW).filter(~pl.col(_ROW).is_in(rows.implode())).drop(_ROW)
     by_reason |= {name: len(dropped) for name, dropped in repeated.items()}
     rows = read - sum(by_reason.values())
+    if by_reason:
+        table = scratch.settled(table, rows)  # so that no batch of it has to begin at the file's first row
     table, unsorted = _in_order(table, present, rows, scratch)
     counts = {"read": read, "kept": rows, **{f"set_aside_{name}": number for name, number in by_reason.items()}}
     return Cleaned(table, rows, counts, (*_notes(log, by_reason), *unsorted))
@@ -156,8 +158,3 @@ def _notes(log: str, by_reason: Mapping[str, int]) -> list[str]:
         f"{counted(number, 'row')} set aside {_WHY[reason].format(needed=needed)}"
         for reason, number in by_reason.items()
     ]
-
-
-def rows_of(table: pl.LazyFrame | None) -> int:
-    """Rows of a log; 0 of one that is not there."""
-    return 0 if table is None else count(table)

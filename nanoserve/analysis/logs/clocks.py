@@ -3,7 +3,8 @@
 The api log's clock is the one that counts. An error is expected at the end of its request and an application's entry at
 its arrival, so the median difference over requests that both logs know estimates an offset, and the middle half of the
 differences says how sure it is. Telemetry knows no requests: there the lag is taken at which its load follows the
-arrivals best. A log is moved where the offset is beyond doubt (`Offset.clear`), and where it is not, that is said.
+arrivals best, and counts if it is longer than slow requests take. A log is moved where the offset is beyond doubt
+(`Offset.clear`), and where it is not, that is said.
 """
 
 import dataclasses
@@ -95,9 +96,17 @@ def offset_by_load(telemetry: pl.LazyFrame, api: pl.LazyFrame) -> Offset | None:
     load[times_ns // width_ns - first] = buckets[column].to_numpy()
     work[arrived["bucket"].to_numpy() - first] = arrived["tokens"].to_numpy()
     lag, best, still = _best_lag(load, work, round(_MOST_LAG_S * 1e9 / width_ns))
-    clear = abs(lag) >= 2 and best >= _LEAST_CORRELATION and best - still >= _LEAST_GAIN
+    sure = best >= _LEAST_CORRELATION and best - still >= _LEAST_GAIN
+    clear = sure and abs(lag) >= 2 and abs(lag) * width_ns / 1e9 > _slow_s(api)
     evidence = f"{column} follows arriving tokens with a correlation of {best:.2f} at this lag, {still:.2f} at none"
     return Offset("telemetry", lag * width_ns / 1e9 if clear else 0.0, clear, evidence)
+
+
+def _slow_s(api: pl.LazyFrame) -> float:
+    """The latency of slow requests: work may follow arrivals by so much on one clock."""
+    if "latency_s" not in api.collect_schema().names():
+        return 0.0
+    return api.select(pl.col("latency_s").quantile(0.99)).collect(engine="streaming").item() or 0.0
 
 
 def _best_lag(load: np.ndarray, work: np.ndarray, most: int) -> tuple[int, float, float]:

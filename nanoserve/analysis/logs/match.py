@@ -114,7 +114,8 @@ def _unmatched_message(path: str, present: Sequence[str], found: Mapping[str, Ma
     """Says for the log that comes closest what is missing, what was matched, and what is there."""
     log = max(found, key=lambda log: (len(found[log]), log == "api"))
     missing = _missing(log, found[log]) or sorted(_TELLING[log])[:3]
-    hints = "".join(_hint(name, log, present) for name in missing)
+    taken = {source for source, _ in found[log].values()}
+    hints = "".join(_hint(name, log, [source for source in present if source not in taken]) for name in missing)
     matched = ", ".join(f"{source} as {name}" for name, (source, _) in found[log].items()) or "nothing"
     return (
         f"{path}: is no api, telemetry, app or errors log, nor a known trace. As the {log} log, which comes closest, "
@@ -123,9 +124,9 @@ def _unmatched_message(path: str, present: Sequence[str], found: Mapping[str, Ma
     )
 
 
-def _hint(name: str, log: str, present: Sequence[str]) -> str:
-    """The file's column that looks most like one of a canonical column's names."""
-    by_snake = {names.snake(source): source for source in present}
+def _hint(name: str, log: str, free: Sequence[str]) -> str:
+    """The file's column, of those that mean nothing yet, that looks most like one of a canonical column's names."""
+    by_snake = {names.snake(source): source for source in free}
     for synonym in names.SYNONYMS[log].get(name, name).split():
         advice = nearest(synonym, by_snake).split(" Valid")[0]
         if "Did you" in advice:

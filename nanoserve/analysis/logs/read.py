@@ -25,15 +25,16 @@ _BYTES_A_ROW = 32  # fewer than any row of text that says anything: a bound on h
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """A file that was read: which log it is part of, its canonical table, whether it has dates, and notes.
+    """A file that was read: which log it is part of, its canonical table, whether its times are dates, and notes.
 
-    `columns` are the file's own names, `latency` that of its latencies; `trace` is there where the file is one.
+    `dated` is None where it has no times. `columns` are the file's own names, `latency` that of its latencies; `trace`
+    is there where the file is one.
     """
 
     path: Path
     log: str
     table: pl.LazyFrame
-    dated: bool
+    dated: bool | None
     notes: tuple[str, ...]
     columns: tuple[str, ...] = ()
     latency: str | None = None
@@ -72,9 +73,7 @@ def open_logs(
     logs = {log: clean.clean(log, _together(log, files), scratch) for log in _present(files)}
     _check_some_left(logs["api"])
     notes += [f"{log} log: {note}" for log, cleaned in logs.items() for note in cleaned.notes]
-    latencies = {file.latency for file in files if file.log == "api" and file.latency}
-    if latencies and not latencies & units.keys():
-        plausible.check(logs["api"].table, latencies.pop())
+    _check_latencies(files, logs["api"], units)
     tables, moved = _on_one_clock({log: cleaned.table for log, cleaned in logs.items()})
     tables, numbered = _with_numbered_replicas(tables)
     start_ns = _first_second(tables)
@@ -146,6 +145,13 @@ def _check_some_left(api: clean.Cleaned) -> None:
         raise TraceError(f"the api log has no request that can be analysed: {why}")
 
 
+def _check_latencies(files: Sequence[_File], api: clean.Cleaned, units: Mapping[str, str]) -> None:
+    """Refuses latencies that cannot be what their unit says, unless the caller stated it."""
+    columns = [file.latency for file in files if file.log == "api" and file.latency is not None]
+    if columns and not set(columns) & units.keys():
+        plausible.check(api.table, columns[0])
+
+
 def _together(log: str, files: Sequence[_File]) -> pl.LazyFrame:
     """All files of a log as one table; a column that one of them lacks is null there."""
     tables = [file.table for file in files if file.log == log]
@@ -154,12 +160,12 @@ def _together(log: str, files: Sequence[_File]) -> pl.LazyFrame:
 
 def _all_dated(files: Sequence[_File]) -> bool:
     """Whether the files have dates; all of them or none."""
-    timed = {file.dated for file in files}
+    timed = {file.dated for file in files} - {None}
     if len(timed) > 1:
         with_dates = ", ".join(file.path.name for file in files if file.dated)
-        without = ", ".join(file.path.name for file in files if not file.dated)
+        without = ", ".join(file.path.name for file in files if file.dated is False)
         raise TraceError(f"{with_dates} has dates and {without} counts from zero: they cannot be laid on one clock")
-    return timed.pop()
+    return True in timed
 
 
 def _on_one_clock(tables: dict[str, pl.LazyFrame]) -> tuple[dict[str, pl.LazyFrame], list[str]]:

@@ -95,8 +95,7 @@ def hours_of_day(axes: "Axes") -> None:
 def shares(axes: "Axes", label: str) -> None:
     """Shares upwards from nothing."""
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
-    high = axes.get_ylim()[1]
+    high = _from_nothing(axes)
     if high > 0.1:
         percent(axes)
     else:
@@ -106,8 +105,16 @@ def shares(axes: "Axes", label: str) -> None:
 def numbers(axes: "Axes", label: str) -> None:
     """Counts or amounts upwards from nothing, with prefixes."""
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    _from_nothing(axes)
     axes.yaxis.set_major_formatter(lambda value, _: units.tick(value))
+
+
+def _from_nothing(axes: "Axes") -> float:
+    """Starts the upward axis at 0, and leaves a little room above what is drawn; returns its end."""
+    high, drawn = axes.get_ylim()[1], float(axes.dataLim.y1)
+    high = max(high, 1.06 * drawn) if np.isfinite(drawn) and drawn > 0 else high
+    axes.set_ylim(0, high)
+    return high
 
 
 def log_bottom(axes: "Axes", label: str, low: float, high: float) -> None:

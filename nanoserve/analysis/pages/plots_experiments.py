@@ -30,7 +30,7 @@ def trade_off(finding: Finding, figure: "Figure") -> None:
     painting.numbers(latency, "TTFT p95 (s)")
     painting.line(queue, places, _column(rows, "peak_queue"), "orange", dots=True)
     painting.numbers(queue, "longest queue")
-    painting.categories(queue, labels, str(finding.values["axis"]))
+    painting.categories(queue, labels, _choice(finding, "axis"))
     for axes in panels:
         _mark_choice(axes, labels, finding)
 
@@ -38,8 +38,13 @@ def trade_off(finding: Finding, figure: "Figure") -> None:
 def _mark_choice(axes: "Axes", labels: list[str], finding: Finding) -> None:
     """Shades the value that was in force, and the chosen one."""
     for name, color in (("held", "grey"), ("chosen", "teal")):
-        place = labels.index(str(finding.values[name]))
+        place = labels.index(_choice(finding, name))
         axes.axvspan(place - 0.32, place + 0.32, color=DAY[color], alpha=0.13, linewidth=0)
+
+
+def _choice(finding: Finding, name: str) -> str:
+    choice = finding.values["choice"]
+    return str(choice[name]) if isinstance(choice, dict) else ""
 
 
 def replicas(finding: Finding, figure: "Figure") -> None:
@@ -116,7 +121,7 @@ def _number(finding: Finding, name: str) -> float:
 EXPERIMENTS: dict[str, Drawing] = {
     "experiments": Drawing(
         paint=trade_off,
-        needs=("trials", "axis", "held", "chosen"),
+        needs=("trials", "choice"),
         counts="requests replayed for each value",
         reads="Shaded: grey is the value before, green the one taken. The queue is in requests, of one engine.",
         height=1.4,

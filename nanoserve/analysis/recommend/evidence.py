@@ -9,6 +9,8 @@ from nanoserve.analysis.recommend.bootstrap import Interval
 from nanoserve.analysis.recommend.search import Curve
 from nanoserve.report import units
 
+NEEDLESS = "with the other changes nothing is gained"
+COSTLY = "the logged load would be served worse"
 _MOST_EVIDENCE = 2  # sentences of earlier findings beside a value
 
 
@@ -19,7 +21,7 @@ class Verdict:
     Attributes:
       curve: what it was read from. load: the multiple of the logged load at which.
       was, now: labels of the baseline's value and of the recommended one; equal where it stays.
-      taken_back: whether a change was undone because the others made it needless.
+      undone: why a change was taken back, `NEEDLESS` or `COSTLY`; empty where none was.
       evidence: titles of findings of the logs that speak about it.
     """
 
@@ -27,7 +29,7 @@ class Verdict:
     load: float
     was: str
     now: str
-    taken_back: bool
+    undone: str
     evidence: tuple[str, ...]
 
     @property
@@ -38,7 +40,7 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """Why the value is what it is."""
-        return _sentence(self.curve, self.taken_back)
+        return _sentence(self.curve, self.undone)
 
 
 def evidence_for(curve: Curve, findings: Sequence[Finding]) -> tuple[str, ...]:
@@ -57,24 +59,28 @@ def curve_finding(verdict: Verdict, requests: int) -> Finding:
     ]
     return Finding(
         key=f"experiments.{curve.knob.name}",
-        title=f"{curve.knob.subject}: {_short(curve)}",
+        title=f"{curve.knob.subject}: {_short(curve, verdict.undone)}",
         rows=requests,
-        values={
-            "axis": curve.knob.axis,
-            "held": curve.settings[curve.held].label,
-            "chosen": curve.setting.label,
-            "verdict": curve.verdict,
-            "load": verdict.load,
-            "worth_change": curve.worth.estimate,
-            "worth_low": curve.worth.low,
-            "worth_high": curve.worth.high,
-            **({} if curve.verdict == "same" else {"trials": rows}),
-        },
+        values={"choice": _choice(verdict), **({} if curve.verdict == "same" else {"trials": rows})},
         because=(
             f"{verdict.sentence} At {verdict.load:.2f} times the logged load.",
             *(f"The logs say: {title}." for title in verdict.evidence),
         ),
     )
+
+
+def _choice(verdict: Verdict) -> dict[str, Any]:
+    curve = verdict.curve
+    return {
+        "axis": curve.knob.axis,
+        "held": curve.settings[curve.held].label,
+        "chosen": curve.settings[curve.held].label if verdict.undone else curve.setting.label,
+        "verdict": curve.verdict,
+        "load": verdict.load,
+        "worth_change": curve.worth.estimate,
+        "worth_low": curve.worth.low,
+        "worth_high": curve.worth.high,
+    }
 
 
 def values_finding(verdicts: Sequence[Verdict], requests: int) -> Finding:
@@ -102,14 +108,17 @@ def points(worth: Interval) -> str:
     return f"{100 * worth.estimate:+.2f} points (95% interval {100 * worth.low:+.2f} to {100 * worth.high:+.2f})"
 
 
-def _short(curve: Curve) -> str:
+def _short(curve: Curve, undone: str) -> str:
     held, chosen = curve.settings[curve.held].label, curve.setting.label
     worth = 100 * curve.worth.estimate
+    if undone:
+        return f"{held} stays, {undone}"
     if curve.verdict == "better":
         return f"{chosen} instead of {held} is worth {worth:+.1f} points"
     if curve.verdict == "sooner":
         return f"{chosen} instead of {held} answers {units.share(curve.pace.estimate)} sooner"
     return {
+        "safer": f"{chosen} is as good as {held}, and safer",
         "right": f"{held} is right",
         "undecided": f"{held} stays, the requests cannot decide",
         "alike": f"no other value is better, {held} stays",
@@ -117,10 +126,10 @@ def _short(curve: Curve) -> str:
     }[curve.verdict]
 
 
-def _sentence(curve: Curve, taken_back: bool) -> str:
+def _sentence(curve: Curve, undone: str) -> str:
     held, chosen = curve.settings[curve.held].label, curve.setting.label
-    if taken_back:
-        return f"{chosen} was better than {held} by itself; with the other changes it no longer is, so {held} stays."
+    if undone:
+        return f"{chosen} was better than {held} where it was tried, but {undone}: {held} stays."
     worth = points(curve.worth)
     return {
         "better": f"{chosen} instead of {held}: good less failed requests change by {worth}.",
@@ -128,6 +137,7 @@ def _sentence(curve: Curve, taken_back: bool) -> str:
             f"{chosen} instead of {held}: worth the same within what can be told, {worth}, and answers come "
             f"{units.share(curve.pace.estimate)} sooner."
         ),
+        "safer": f"{chosen} instead of {held}: the safer of two that cannot be told apart, {worth}.",
         "right": f"{held} is right already: the best other value changes good less failed requests by {worth}.",
         "undecided": f"The data cannot decide: the best other value changes good less failed requests by {worth}.",
         "alike": f"{held} stays: no other value is worth more or answers sooner; the best of them changes {worth}.",

@@ -18,8 +18,8 @@ from nanoserve.analysis.recommend import proof, stretches
 from nanoserve.analysis.recommend.bootstrap import mean_difference
 from nanoserve.analysis.recommend.capacity_by_hour import replicas_by_hour
 from nanoserve.analysis.recommend.config_text import config_text
-from nanoserve.analysis.recommend.evidence import Verdict, curve_finding, evidence_for, values_finding
-from nanoserve.analysis.recommend.knobs import knobs_for
+from nanoserve.analysis.recommend.evidence import COSTLY, NEEDLESS, Verdict, curve_finding, evidence_for, values_finding
+from nanoserve.analysis.recommend.knob_list import knobs_for
 from nanoserve.analysis.recommend.saturation import ceiling, saturation
 from nanoserve.analysis.recommend.search import LEAST_WORTH, MOST_LOAD, Curve, descend, pressure, pruned
 from nanoserve.analysis.recommend.trial import Trial, objective, run_trial
@@ -106,12 +106,12 @@ class _Search:
     def __init__(
         self, trace: Trace, split: stretches.Split, baseline: Experiment, remedies: Mapping[str, Any], told: Told
     ):
-        facts = resolve(baseline)
+        objective(resolve(baseline).slo)
         self._trace, self._split, self._baseline, self._told = trace, split, baseline, told
         self._remedies = remedies
-        self._knobs = knobs_for(trace, facts.model, objective(facts.slo))
+        self._knobs = knobs_for(trace)
         self._curves: dict[str, tuple[Curve, float]] = {}
-        self._taken_back: dict[str, bool] = {}
+        self._undone: dict[str, str] = {}
         self.sample = stretches.busiest(trace.arrival_s, split.training, split.stretch_s, SEARCH_REQUESTS)
         self.loads: list[float] = []
 
@@ -133,13 +133,13 @@ class _Search:
         whole = _remembering(lambda each: _run(each, self._trace, self._split.training, load, self._told))
         block = stretches.blocks(self._trace.arrival_s[self._split.training])[0]
         now, taken_back = pruned(now, curves, whole, block, self._remedies)
+        undone = dict.fromkeys(taken_back, NEEDLESS)
         if load > 1.0 and self._costs(start, now, block):
-            return start
+            now, undone = start, {curve.knob.name: COSTLY for curve in curves if curve.turned}
         for curve in curves:
-            known = self._curves.get(curve.knob.name)
-            if known is None or curve.turned or not known[0].turned:
-                self._curves[curve.knob.name] = curve, load
-                self._taken_back[curve.knob.name] = curve.knob.name in taken_back
+            name, known = curve.knob.name, self._curves.get(curve.knob.name)
+            if known is None or (curve.turned and name not in undone) or not known[0].turned:
+                self._curves[name], self._undone[name] = (curve, load), undone.get(name, "")
         return now
 
     def _costs(self, before: Experiment, after: Experiment, block: np.ndarray) -> bool:
@@ -156,7 +156,7 @@ class _Search:
                 load=load,
                 was=curve.knob.label_of(curve.settings, self._baseline),
                 now=curve.knob.label_of(curve.settings, found),
-                taken_back=self._taken_back[curve.knob.name],
+                undone=self._undone[curve.knob.name],
                 evidence=evidence_for(curve, findings),
             )
             for curve, load in self._curves.values()
@@ -172,8 +172,7 @@ def remedies_of(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def replays_at_most(trace: Trace, baseline: Experiment) -> int:
     """About how many replays `recommend` makes at most, for a display of progress."""
-    facts = resolve(baseline)
-    tried = sum(len(knob.settings(baseline)) for knob in knobs_for(trace, facts.model, objective(facts.slo)))
+    tried = sum(len(knob.settings(baseline)) for knob in knobs_for(trace))
     return _ROUNDS * (tried + _REPLAYS_A_ROUND) + _REPLAYS_OF_PROOF
 
 

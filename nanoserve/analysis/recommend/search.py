@@ -2,7 +2,7 @@
 
 Each knob is turned while all others are held at what was chosen before it: the curve of trials that this gives is what
 its value is read from. A value replaces the one in force if its requests are worth more (`trial`), by an interval that
-does not hold zero; or if they are worth the same and answers come at least 2% sooner. Of several that cannot be told
+does not hold zero; or if they are worth the same and answers come at least 2% sooner, or the knob knows it to be the safer one. Of several that cannot be told
 apart, the one nearest to the value in force is taken: the least change that gets there. Next: `proof`.
 """
 
@@ -40,7 +40,7 @@ class Curve:
       held: place of the value that was in force. chosen: place of the value that is to be.
       worth: what the chosen value (or, where none was chosen, the best other one) is worth more than the held one, of a
         request. pace: likewise, how much sooner answers come, as a share.
-      verdict: `better`, `sooner`, `right`, `undecided`, `alike`, or `same`: no request fares differently.
+      verdict: `better`, `sooner`, `safer`, `right`, `undecided`, `alike`, or `same`: no request fares differently.
       tied: places of the settings that cannot be told from the best.
     """
 
@@ -95,24 +95,14 @@ def _tried(setting: Setting, now: Experiment, run: Run) -> Trial | None:
 def _judged(knob: Knob, settings: Sequence[Setting], trials: Sequence[Trial], held: int, block: np.ndarray) -> Curve:
     worth = [mean_difference(trials[held].worth, trial.worth, block) for trial in trials]
     pace = [pace_gain(trials[held], trial, block) for trial in trials]
-    others = [place for place in range(len(trials)) if place != held]
-    best = max(others, key=lambda place: worth[place].estimate)
+    best = max((place for place in range(len(trials)) if place != held), key=lambda place: worth[place].estimate)
     tied = tuple(place for place in range(len(trials)) if _level(trials[best], trials[place], block))
-    verdict, chosen = "alike", held
-    if all(_equal(trials[held], trial) for trial in trials):
-        verdict = "same"
-    elif worth[best].decided and worth[best].estimate > LEAST_WORTH:
-        verdict, chosen = "better", min(tied, key=lambda place: abs(place - held))
-    else:
-        allowed = trials[held].failed.mean() + LEAST_WORTH  # refusing some makes the others faster
-        level = [place for place in others if not _worse(worth[place]) and trials[place].failed.mean() <= allowed]
-        sooner = [place for place in level if pace[place].low > 0 and pace[place].estimate >= LEAST_PACE]
-        if sooner:
-            verdict, chosen = "sooner", max(sooner, key=lambda place: pace[place].estimate)
-        elif not level or worth[best].estimate < -LEAST_WORTH:
-            verdict = "right"
-        elif worth[best].high > LEAST_WORTH and not worth[best].decided:
-            verdict = "undecided"
+    verdict, chosen = _decision(trials, worth, pace, held, best)
+    if verdict == "better":
+        chosen = min(tied, key=lambda place: abs(place - held))
+    safer = next((place for place, setting in enumerate(settings) if setting.label == knob.safer), held)
+    if chosen == held != safer and not _worse(worth[safer]):
+        verdict, chosen = "safer", safer
     shown = chosen if chosen != held else best
     return Curve(
         knob=knob,
@@ -125,6 +115,26 @@ def _judged(knob: Knob, settings: Sequence[Setting], trials: Sequence[Trial], he
         verdict=verdict,
         tied=tied,
     )
+
+
+def _decision(
+    trials: Sequence[Trial], worth: Sequence[Interval], pace: Sequence[Interval], held: int, best: int
+) -> tuple[str, int]:
+    """The verdict, and the place that it falls on; `worth` and `pace` are changes from the value in force."""
+    if all(_equal(trials[held], trial) for trial in trials):
+        return "same", held
+    if worth[best].decided and worth[best].estimate > LEAST_WORTH:
+        return "better", best
+    allowed = trials[held].failed.mean() + LEAST_WORTH  # refusing some makes the others faster
+    others = [place for place in range(len(trials)) if place != held]
+    level = [place for place in others if not _worse(worth[place]) and trials[place].failed.mean() <= allowed]
+    sooner = [place for place in level if pace[place].low > 0 and pace[place].estimate >= LEAST_PACE]
+    if sooner:
+        return "sooner", max(sooner, key=lambda place: pace[place].estimate)
+    if not level or worth[best].estimate < -LEAST_WORTH:
+        return "right", held
+    undecided = worth[best].high > LEAST_WORTH and not worth[best].decided
+    return ("undecided" if undecided else "alike"), held
 
 
 def _equal(one: Trial, other: Trial) -> bool:
@@ -184,7 +194,8 @@ def pruned(
     now, taken_back = chosen, []
     full = run(now)
     for curve in reversed([curve for curve in curves if curve.turned]):
-        if any(remedies.get(key, _NO_VALUE) == value for key, value in curve.setting.fields.items()):
+        remedy = any(remedies.get(key, _NO_VALUE) == value for key, value in curve.setting.fields.items())
+        if remedy or curve.setting.label == curve.knob.safer:
             continue
         without = curve.settings[curve.held].applied(now)
         trial = _tried(curve.settings[curve.held], now, run)

@@ -40,8 +40,9 @@ def machine_by_hour(service: Service) -> Finding:
         pl.col("compute", "bandwidth").quantile(0.95).name.suffix("_p95"),
     )
     by_hour = by_hour.sort("hour")
-    mean = {name: float(shares[name].mean()) for name in ("compute", "bandwidth")}  # type: ignore[arg-type]
-    peak = {name: float(shares[name].quantile(_PEAK)) for name in ("compute", "bandwidth")}  # type: ignore[arg-type]
+    columns = {name: shares[name].to_numpy() for name in ("compute", "bandwidth")}
+    mean = {name: float(column.mean()) for name, column in columns.items()}
+    peak = {name: float(np.quantile(column, _PEAK)) for name, column in columns.items()}
     scarce = max(peak, key=lambda name: peak[name])
     busiest = by_hour.sort(scarce, "hour", descending=[True, False])["hour"][0]
     return Finding(
@@ -90,7 +91,7 @@ def machine_by_load(service: Service) -> Finding:
     shares = table.select(load.alias("load"), "compute", "bandwidth").drop_nulls().filter(pl.col("load") > 0)
     if shares.height < 2:
         return not_computed(key, "Utilisation against load", "no two buckets have any load")
-    step = max(float(shares["load"].quantile(0.999)) / _BINS, 1e-9)  # type: ignore[arg-type]
+    step = max(float(np.quantile(shares["load"].to_numpy(), 0.999)) / _BINS, 1e-9)
     place = (pl.col("load") / step).floor().clip(0, _BINS - 1)
     bins = (
         shares.group_by((place * step).alias("load"))
@@ -101,7 +102,7 @@ def machine_by_load(service: Service) -> Finding:
     faster = max(slope, key=lambda name: slope[name])
     return Finding(
         key=key,
-        title=f"{faster.capitalize()} grows fastest with load: by {slope[faster]:.2%} of the chip for each {unit}",
+        title=f"{faster.capitalize()} grows fastest with load: by {slope[faster]:.1%} of the chip for each {unit}",
         rows=shares.height,
         values={f"{name}_per_{unit.split()[0]}": value for name, value in slope.items()} | {"load_unit": unit},
         series={name: bins[name].to_numpy() for name in bins.columns},

@@ -36,7 +36,7 @@ def kv_memory(service: Service) -> Finding:
     held, written = float(table["blocks_used"].sum()), float(table["written"].sum())
     used = written / max(held, 1e-12)
     outside = _external_share(table)
-    peak = float((table["blocks_used"] / table["blocks_total"]).quantile(0.99))  # type: ignore[arg-type]
+    peak = float(np.nanquantile((table["blocks_used"] / table["blocks_total"]).to_numpy(), 0.99))
     return Finding(
         key=KEY,
         title=f"{used:.0%} of the KV memory that is held has tokens in it; {peak:.0%} of the pool is held at peak",

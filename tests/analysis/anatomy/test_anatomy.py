@@ -337,3 +337,9 @@ def test_answers_are_those_of_requests_that_did_not_fail():
 def test_a_log_in_which_everything_failed_has_no_answers():
     found = {finding.key: finding for finding in findings(joined_of(status=[503] * 5, response_tokens=[0] * 5))}
     assert found["anatomy.lengths.response"].missing and found["anatomy.lengths.prompt"].missing is None
+
+
+def test_titles_are_sentences_that_fit_above_a_plot():
+    for finding in findings(joined_of(**week_of(3000), user_id=[f"u{row % 90}" for row in range(3000)])):
+        assert len(finding.title) <= 90, finding.title
+        assert finding.title[0].isupper() or finding.title[0].isdigit()

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from nanoserve.analysis import usage
 from nanoserve.analysis.failures import findings
 from nanoserve.analysis.failures.case import Case
 from nanoserve.analysis.failures.cause import Cause
@@ -67,6 +68,15 @@ def test_an_error_that_had_room_is_told_apart_from_one_that_had_none():
     assert scores["no_admission_control"] == pytest.approx(0.02, rel=0.2)
 
 
+def test_errors_for_want_of_lost_blocks_are_the_leaks():
+    """Of a thousand blocks, four hundred are neither free nor held: no admission control would bring them back."""
+    rows = np.arange(0, IN_ORDER.requests.height, 50)
+    lines = [memory_error(90, 20, 1000, 20, 500, 80)] * len(rows)
+    scores = {cause.name: cause.explained for cause in diagnosis(with_failures(IN_ORDER, rows, 503, lines)).ranked}
+    assert scores["memory_leak"] == pytest.approx(0.02, rel=0.2)
+    assert scores["no_admission_control"] == pytest.approx(0, abs=1e-12)
+
+
 def test_causes_are_in_the_order_of_their_scores():
     found = diagnosis(service(Truth(interval_s=0.2, slow=1.5, leak_blocks=60)))
     scores = [cause.score for cause in found.ranked]
@@ -79,6 +89,13 @@ def test_named_causes_have_evidence_and_a_config_without_them(name):
     first = diagnosis(PLANTED[name](1)).named[0]
     assert first.why_for
     assert all("." in binding for binding in first.bindings)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_every_title_can_stand_above_a_plot(name):
+    case = Case(PLANTED[name](1))
+    titles = [finding.title for finding in [*usage.findings(case.service), *findings(case), *diagnose(case).findings()]]
+    assert max(map(len, titles)) < 95, max(titles, key=len)
 
 
 def test_shuffled_rows_change_nothing():

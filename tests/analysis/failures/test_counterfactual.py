@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nanoserve.analysis.failures.cause import Cause
-from nanoserve.analysis.failures.counterfactual import bound, counterfactual, replay_finding
+from nanoserve.analysis.failures.counterfactual import bound, counterfactuals, replay_finding
 from nanoserve.engine.config import EngineConfig
-from nanoserve.experiment import Experiment
+from nanoserve.experiment import Experiment, Faults
 from nanoserve.specs.errors import ConfigError
 from nanoserve.trace.types import Trace
 
@@ -37,7 +37,7 @@ def burst(count: int) -> Trace:
 
 
 def test_taking_the_cause_away_takes_its_failures_away():
-    found = counterfactual(CAUSE, NAIVE, burst(20))
+    (found,) = counterfactuals([CAUSE], NAIVE, burst(20))
     assert found.before.requests == found.after.requests == 20
     assert found.before.failed > 0.5
     assert found.after.failed == 0
@@ -48,6 +48,11 @@ def test_only_what_is_bound_changes():
     changed = bound(NAIVE, CAUSE.bindings)
     assert changed.engine == dataclasses.replace(NAIVE.engine, when_full="wait", allocator="paged")
     assert dataclasses.replace(changed, engine=NAIVE.engine) == NAIVE
+
+
+def test_fields_that_need_one_another_are_changed_at_once():
+    planted = dataclasses.replace(NAIVE, faults=Faults(slow_replica=0, slow_factor=2.0))
+    assert bound(planted, {"Faults.slow_replica": None, "Faults.slow_factor": 1.0}).faults == Faults()
 
 
 @pytest.mark.parametrize("binding", ["Engines.when_full", "Engine.when_fool", "when_full"])
@@ -62,4 +67,4 @@ def test_without_a_config_it_says_that_there_is_nothing_to_replay():
 
 def test_a_cause_that_no_line_of_a_config_mends_cannot_be_tried():
     with pytest.raises(ConfigError, match="nothing to replay"):
-        counterfactual(dataclasses.replace(CAUSE, bindings={}), NAIVE)
+        counterfactuals([dataclasses.replace(CAUSE, bindings={})], NAIVE)

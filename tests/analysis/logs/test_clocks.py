@@ -74,6 +74,12 @@ def test_telemetry_of_another_time_zone_is_found_by_its_load(behind_s: int):
     assert found is not None and found.clear and found.seconds == behind_s
 
 
+def test_work_that_follows_arrivals_because_requests_are_slow_is_no_clock_that_is_off():
+    api = requests(3000).with_columns(latency_s=pl.lit(900.0))
+    found = offset_by_load(load_of(api, 600).lazy(), api.lazy())
+    assert found is not None and not found.clear
+
+
 def test_telemetry_of_one_clock_is_left_alone():
     api = requests(3000)
     found = offset_by_load(load_of(api, 0).lazy(), api.lazy())

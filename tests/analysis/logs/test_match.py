@@ -64,6 +64,11 @@ def test_a_column_that_no_log_has_cannot_be_named():
         match("file", ["timestamp"], {"latncy_s": "x"})
 
 
+def test_a_column_that_has_its_meaning_is_not_suggested_for_another():
+    with pytest.raises(TraceError, match="For prompt_tokens: Did you mean 'promt'"):
+        match("file", ["timestamp", "promt", "response_tokens"])
+
+
 def test_a_file_of_nothing_known_lists_what_it_has():
     with pytest.raises(TraceError, match=r"Columns in the file: 'a', 'b'\. Matched: nothing"):
         match("file", ["a", "b"])

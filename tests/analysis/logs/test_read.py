@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from nanoserve.analysis.logs import schema
 from nanoserve.analysis.logs.join import join
 from nanoserve.analysis.logs.read import open_logs
 from nanoserve.analysis.logs.scratch import Scratch, count
@@ -208,7 +209,7 @@ def test_logs_without_an_api_log_are_refused(tmp_path: Path):
         (
             "bad.csv",
             f"{HEADER}\n2026-03-02T08:00,a,none,2,200,0.5\n",
-            "no request that can be analysed: 1 rows set aside",
+            "no request that can be analysed: 1 row set aside",
         ),
         ("header.csv", f"{HEADER}\n", "empty in every row"),
         ("words.csv", "timestamp,prompt_tokens,response_tokens\nnever,1,2\n", "wanted a number or a date"),
@@ -245,6 +246,32 @@ def test_percent_and_shares_are_told_apart(tmp_path: Path):
     compute, memory_bytes = logs.telemetry.select("compute", "memory_bytes").collect()
     assert compute.to_list() == pytest.approx([0.97, 0.41]) and memory_bytes.to_list() == [2.0**30, 2.0**31]
     assert any("read as percent" in note for note in logs.notes)
+
+
+def test_means_of_a_bucket_need_not_be_whole(tmp_path: Path):
+    times = [MORNING, MORNING + datetime.timedelta(minutes=1)]
+    frame = pl.DataFrame({"timestamp": times, "used_tokens": [10.5, 11.25], "queue": [1, 2]})
+    for name in ("t.parquet", "t.csv"):
+        logs = open_logs([saved(tmp_path, api()), saved(tmp_path, frame, name)])
+        assert logs.telemetry is not None
+        assert logs.telemetry.select("used_tokens").collect().to_series().to_list() == [10.5, 11.25]
+        assert logs.telemetry.collect_schema() == {
+            name: schema.TELEMETRY_COLUMNS[name][0] for name in logs.telemetry.collect_schema()
+        }
+
+
+def test_a_log_without_times_stands_beside_one_without_dates(tmp_path: Path):
+    trace = text_file(tmp_path, "arrival_s,prompt_tokens,response_tokens,session_id\n0,1,2,x\n3,1,2,y\n")
+    users = text_file(tmp_path, "session_id,user_id\nx,ann\n", "app.csv")
+    joined = join(open_logs([trace, users], columns={"time_s": "arrival_s"}))
+    assert not joined.logs.dated and joined.take("user_id").to_series().to_list() == ["ann", None]
+
+
+def test_dates_beside_seconds_from_zero_are_refused(tmp_path: Path):
+    saved(tmp_path, api())
+    text_file(tmp_path, "time_s,error_type\n0,Timeout\n", "errors.csv")
+    with pytest.raises(TraceError, match=r"api\.parquet has dates and errors\.csv counts from zero"):
+        open_logs([tmp_path])
 
 
 def test_replicas_with_names_are_numbered_alike_in_all_logs(tmp_path: Path):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from nanoserve.analysis.recommend import search
-from nanoserve.analysis.recommend.knobs import Knob, Setting, knobs_for
+from nanoserve.analysis.recommend.knob_list import KNOBS, knobs_for
+from nanoserve.analysis.recommend.knobs import Knob, Setting
 from nanoserve.analysis.recommend.trial import Trial
 from nanoserve.engine.config import EngineConfig
-from nanoserve.experiment import Cluster, Experiment, SloConfig, resolve
-from nanoserve.report.slo import NAMED_SLOS
+from nanoserve.experiment import Cluster, Experiment, SloConfig
 from nanoserve.specs.errors import ConfigError
 from nanoserve.trace.source import TraceSource, open_trace
 
@@ -94,6 +94,19 @@ def test_answers_that_come_sooner_because_others_are_refused_do_not_count():
     assert not curve.turned
 
 
+def test_of_equals_the_safer_one_is_taken_and_stays_taken():
+    careful = dataclasses.replace(knob(64, 128), safer="128")
+    found, curves = search.descend([careful], START, lambda experiment: trial(0.9), BLOCK)
+    assert curves[0].verdict == "safer" and found.engine.max_seqs == 128
+    assert search.pruned(found, curves, lambda experiment: trial(0.9), BLOCK) == (found, [])
+
+
+def test_a_safer_value_that_is_worth_less_is_not_taken():
+    careful = dataclasses.replace(knob(64, 128), safer="128")
+    _, curves = search.descend([careful], START, by_seqs({64: trial(0.9), 128: trial(0.5)}), BLOCK)
+    assert curves[0].verdict == "right"
+
+
 def test_a_value_in_force_that_is_not_among_the_options_is_tried_too():
     curve = search.turn(knob(16, 128), START, by_seqs({16: trial(0.1), 64: trial(0.9), 128: trial(0.2)}), BLOCK)
     assert curve is not None and curve.verdict == "right"
@@ -145,8 +158,8 @@ def test_a_config_that_never_fails_is_pressed_as_far_as_it_goes():
 
 def test_every_setting_of_every_knob_can_be_applied_or_is_refused():
     trace = open_trace(TraceSource(requests=20, mean_turns=2.0))
-    base = Experiment(model="llama-3.1-70b", cluster=Cluster(mesh={"tensor": 8}))
-    knobs = knobs_for(trace, resolve(base).model, NAMED_SLOS["llama2-70b"])
+    base = Experiment(model="llama-3.1-70b", cluster=Cluster(mesh={"tensor": 8}), slo=SloConfig(name="llama2-70b"))
+    knobs = knobs_for(trace)
     assert len({each.name for each in knobs}) == len(knobs) >= 13
     for each in knobs:
         settings = each.settings(base)
@@ -157,13 +170,14 @@ def test_every_setting_of_every_knob_can_be_applied_or_is_refused():
         assert each.label_of(settings, base) in [setting.label for setting in settings]
 
 
+def test_a_log_without_sessions_and_prefixes_has_no_knobs_for_them():
+    names = {each.name for each in knobs_for(open_trace(TraceSource(requests=5)))}
+    assert {each.name for each in KNOBS} - names == {"kept_sessions", "prefix_cache"}
+
+
 def test_pages_of_another_size_are_as_much_memory():
     base = Experiment(engine=EngineConfig(num_pages=1000, page_tokens=16))
-    page = next(
-        each
-        for each in knobs_for(open_trace(TraceSource(requests=5)), resolve(base).model, NAMED_SLOS["llama2-70b"])
-        if each.name == "page"
-    )
+    page = next(each for each in KNOBS if each.name == "page")
     for setting in page.settings(base):
         engine = setting.applied(base).engine
         assert engine.page_tokens * (engine.num_pages or 0) == 16000
