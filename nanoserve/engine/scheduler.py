@@ -73,12 +73,10 @@ class Scheduler:
         Raises:
           ConfigError: a policy that does not exist, or a fact that is missing.
         """
-        self.max_context_tokens = max_context_tokens
-        self.window_tokens = window_tokens
+        self._max_context_tokens = max_context_tokens
         self.memory = KvMemory(config, num_pages, facts)
         self.pool, self._paged, self._kept = self.memory.pool, self.memory.paged, self.memory.kept
         self.cohort = cohort_for(config, window_tokens)
-        self._speculating = self.cohort if isinstance(self.cohort, SpeculatingCohort) else None
         self._row_tokens = config.row_tokens
         self.prefilling: list[Sequence] = []
         self.sequences: dict[int, Sequence] = {}  # every request in the engine
@@ -94,7 +92,8 @@ class Scheduler:
         self._hands_over = hands_over
         self._step = Composition(self.cohort, window_tokens)
         self._back: list[Sequence] = []  # decoding again after their KV came back, without a token since
-        rare = self._speculating is not None, self._kept is not None, self.batch is not None
+        # CPython finds attributes fast in objects of up to 29 of them, and a plan asks for dozens: this one has 27.
+        rare = isinstance(self.cohort, SpeculatingCohort), self._kept is not None, self.batch is not None
         self._plain = not (self.memory.caches or hands_over or any(rare))  # nothing to ask for in every plan
 
     def _adopt(self, config: EngineConfig) -> None:
@@ -107,7 +106,6 @@ class Scheduler:
         policy.victim(config.victim)  # that there is one is said at once
         self._admits = policy.full_prompt if self.memory.fails else policy.admission(config.admission)
         self._chunk_tokens = most_chunk_tokens(config)
-        self._adapts = config.chunking == "adaptive"
 
     def change(self, config: EngineConfig, now_ticks: int) -> None:
         """Goes on, between two plans, under another config that differs in fields of `config.CHANGEABLE` only.
@@ -134,7 +132,7 @@ class Scheduler:
         """
         if arrived is None:
             self.log.sent(request, now_ticks)
-        limits = {"max_context_tokens": self.max_context_tokens, "waiting": len(self.waiting)}
+        limits = {"max_context_tokens": self._max_context_tokens, "waiting": len(self.waiting)}
         if reason := refusal(request, self.config, self.memory, **limits):
             tokens = 0 if arrived is None else arrived.generated
             self.log.finished(request.index, now_ticks, FinishReason.REFUSED, tokens, reason)
@@ -260,8 +258,8 @@ class Scheduler:
                 counts = step.counts(horizon)
         plan = Plan(self.steps_planned, step.kind(), horizon, counts, step.rows, 0, moves)
         if not self._plain and step.decodes:
-            if self._speculating is not None:
-                plan.counts = self._speculating.with_drafts(plan.counts)
+            if isinstance(cohort, SpeculatingCohort):
+                plan.counts = cohort.with_drafts(plan.counts)
             if self.batch is not None:
                 plan.padding_rows = len(self.batch)
         self.steps_planned += horizon
@@ -332,7 +330,7 @@ class Scheduler:
         waiting, decoding = self.waiting, len(self.cohort.members)
         room = self.config.max_step_tokens - (decoding * self._row_tokens if self._step.decodes else 0)
         budget = min(room, self._chunk_tokens)
-        if self._adapts:
+        if self.config.chunking == "adaptive":
             prompts = len(self.prefilling) + len(waiting)
             budget = min(budget, adaptive_chunk_tokens(self.config, decoding, prompts))
         spare = room - budget

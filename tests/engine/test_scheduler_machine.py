@@ -51,7 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             static_timeout_s=2.0**-36,
             **knobs,
         )
-        self.config = config
+        self.config, self.window = config, window
         self.log = RunLog(MAX_REQUESTS)
         self.scheduler = Scheduler(
             config,
@@ -333,7 +333,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunks = rows[len(decode) :]
         assert counts.prefill_tokens == sum(r.new_tokens for r in chunks)
         assert counts.prefill_pairs == sum(r.start + j + 1 for r in chunks for j in range(r.new_tokens))
-        window = self.scheduler.window_tokens
+        window = self.window
         if window is not None:
             assert counts.decode_window_tokens == sum(
                 min(r.start + j, window - 1) + r.new_tokens for r in decode for j in range(plan.horizon)
