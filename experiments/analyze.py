@@ -69,7 +69,7 @@ def _command(asked: flags.FlagValues) -> int:
             time_zone=asked.time_zone,
             block_tokens=asked.block_tokens,
         )
-        report = examined(joined, Path(asked.out), _name(asked.log))
+        report = examined(joined, Path(asked.out), *_name(asked.log), baseline)
         if baseline is not None:
             from experiments.analyze_recommend import recommended
 
@@ -143,10 +143,10 @@ def pairs(flag: str, entries: Sequence[str]) -> Mapping[str, str]:
     return dict(entry.split("=") for entry in entries)
 
 
-def _name(logs: Sequence[str]) -> str:
-    """What the logs are called: the file, or the config of the run."""
+def _name(logs: Sequence[str]) -> tuple[str, str]:
+    """What the logs are called, the file or the config of the run; and the run's number, if it was one."""
     first = Path(logs[0]).resolve()
-    return first.parent.name if (first / "logs").is_dir() else first.stem
+    return (first.parent.name, first.name) if (first / "logs").is_dir() else (first.stem, "")
 
 
 def _typed(asked: flags.FlagValues) -> str:

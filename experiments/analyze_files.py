@@ -19,6 +19,8 @@ from nanoserve.analysis.pages.content import Page, as_json
 from nanoserve.analysis.pages.html import render_html
 from nanoserve.analysis.pages.markdown import render_markdown
 from nanoserve.analysis.pages.plots import DRAWINGS, draw_all
+from nanoserve.analysis.usage.blocks import chips_of
+from nanoserve.experiment import Experiment
 from nanoserve.report.progress import Progress
 from nanoserve.specs.errors import ConfigError
 from nanoserve.trace.parquet import write_parquet
@@ -30,7 +32,8 @@ class Report:
     """What there is to write.
 
     Attributes:
-      out: the folder. name: of the logs. joined: the logs. findings: in the order of the reasoning.
+      out: the folder. name: of the logs. run: the number of the run that wrote them; empty where it was none.
+      joined: the logs. findings: in the order of the reasoning.
       named: the causes that the logs name.
       config: the recommended one; None where none was asked for or found. requests: those that it replays.
       notes: what was assumed to replay them.
@@ -38,6 +41,7 @@ class Report:
 
     out: Path
     name: str
+    run: str
     joined: Joined
     findings: Sequence[Finding]
     named: Sequence[Cause] = ()
@@ -54,12 +58,17 @@ def opened(logs: Sequence[str], **how: Any) -> Joined:
         return join(read)
 
 
-def examined(joined: Joined, out: Path, name: str) -> Report:
-    """Asks every question, and shows which one is next; `out` and `name` are as in `Report`."""
+def examined(joined: Joined, out: Path, name: str, run: str, baseline: Experiment | None = None) -> Report:
+    """Asks every question, and shows which one is next.
+
+    Args:
+      joined, out, name, run: as in `Report`. baseline: what ran, for the price of its steps; None where nobody says.
+    """
     with Progress(STAGES, "questions") as progress:
         asked = iter(range(1, STAGES + 1))
-        answers = examine(joined, lambda what: progress.update(next(asked), question=what))
-    return Report(out=out, name=name, joined=joined, findings=answers.findings, named=answers.named)
+        step_s = None if baseline is None else chips_of(baseline).step_s
+        answers = examine(joined, lambda what: progress.update(next(asked), question=what), step_s)
+    return Report(out=out, name=name, run=run, joined=joined, findings=answers.findings, named=answers.named)
 
 
 def drawing_helper() -> ProcessPoolExecutor:
@@ -104,9 +113,10 @@ def _page(report: Report, command: str) -> Page:
     joined = report.joined
     first, last = joined.take("time_s")["time_s"].to_numpy()[[0, -1]] if joined.rows else (0.0, 0.0)
     began = f"{joined.start:%A %-d %B %Y, %H:%M %Z}" if joined.logs.dated else "an unknown day"
+    scope = f"{joined.rows:,} requests over {(last - first) / 3600:,.1f} hours from {began}."
     return Page(
         title=report.name,
-        scope=(f"{joined.rows:,} requests over {(last - first) / 3600:,.1f} hours from {began}.",),
+        scope=(scope, *([f"Run {report.run}."] if report.run else [])),
         findings=report.findings,
         notes=(*joined.notes, *report.notes),
         config=report.config or "",

@@ -6,7 +6,7 @@
 `configs/lab_week_healthy.gin` is a service in order; each config in `configs/lab` switches one cause on. Every run
 writes its four logs as files, which are read and diagnosed as a stranger's logs would be: nothing else is handed over.
 A hit is a run whose first named cause is the planted one; a false alarm is a cause that is named and was not planted.
-The same seed without the cause says what it really cost. The causes that are named in the service with three of them
+The same seed without the cause says what it really cost. The causes that are named in the service with four of them
 (`lab_week_baseline`) are then tested as those of a stranger's service would be: by replays without each.
 
 Takes about 20 minutes. Rows are kept beside the page (`lab_causes.json`) as they are made: a run that was killed goes

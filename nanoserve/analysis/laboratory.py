@@ -16,6 +16,7 @@ from nanoserve.analysis.failures.causes import diagnose
 from nanoserve.analysis.finding import Finding
 from nanoserve.analysis.logs.log_set import Joined
 from nanoserve.analysis.service import service_of
+from nanoserve.analysis.usage.blocks import StepSeconds
 
 Told = Callable[[str], None]
 
@@ -28,11 +29,12 @@ class Answers:
     named: tuple[Cause, ...]
 
 
-def examine(joined: Joined, told: Told = lambda what: None) -> Answers:
+def examine(joined: Joined, told: Told = lambda what: None, step_s: StepSeconds | None = None) -> Answers:
     """Answers every question that logs can answer, and says of the others why not.
 
     Args:
       joined: the logs. told: called with what comes next, once for each of `STAGES`.
+      step_s: what a decode step takes, where it is known on which chips the service ran.
     """
     found: list[Finding] = []
     for question in ANATOMY:
@@ -41,7 +43,7 @@ def examine(joined: Joined, told: Told = lambda what: None) -> Answers:
         found += [answer] if isinstance(answer, Finding) else answer
     case = Case(service_of(joined.logs))
     told("machine")
-    machine = usage.findings(case.service)
+    machine = usage.findings(case.service, step_s)
     found += [beside_published([*found, *machine]), *machine]
     told("failures")
     found += failures.findings(case)

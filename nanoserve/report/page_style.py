@@ -31,7 +31,9 @@ section {{ margin-top: 3.2rem; }}
 .columns {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem 3rem; }}
 .columns.narrow {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }}
 .columns > div {{ min-width: 0; }}
-.scroll + .columns {{ margin-top: 2rem; }}
+.columns > div:only-child {{ max-width: 38rem; }}
+.scroll + .columns, .note + .columns {{ margin-top: 2rem; }}
+section > figcaption {{ margin-top: 1.8rem; }}
 p + .columns {{ margin-top: 1.2rem; }}
 ul {{ max-width: 46rem; margin: .6rem 0; padding-left: 1.2rem; font-size: .92rem; }}
 a {{ color: var(--blue); }}
@@ -73,6 +75,7 @@ pre {{
   .tiles {{ grid-template-columns: 1fr 1fr; gap: 1rem 1.2rem; }}
   .tiles b {{ font-size: 1.4rem; }}
   th, td {{ padding-left: .9rem; }}
+  tbody th:first-child {{ white-space: normal; min-width: 6.5rem; }}
   .prose thead {{ display: none; }}
   .prose tr {{ display: flex; flex-wrap: wrap; gap: 0 .5rem; padding: .4rem 0; }}
   .prose tr + tr {{ border-top: 1px solid var(--rule); }}

@@ -16,6 +16,7 @@ from nanoserve.analysis.failures.looking import Looking, looking
 from nanoserve.analysis.failures.loss import Loss
 from nanoserve.analysis.failures.replicas import Pace, paces
 from nanoserve.analysis.failures.shortage import Pool, Reason
+from nanoserve.analysis.failures.slots import Ceiling, ceiling
 from nanoserve.analysis.service import Service
 
 
@@ -117,8 +118,20 @@ class Case:
         """What being blocked and failing for one reason cost, out-of-memory errors aside; mean over all requests."""
         if self.reasons is None:
             return 0.0
-        rows = (self.reasons == reason) & (self.kinds != Kind.OUT_OF_MEMORY)
+        rows = (self.reasons == reason) & (self.kinds != Kind.OUT_OF_MEMORY) & ~self.waited_for_slots
         return float((self.blocked_or_failed * rows).mean())
+
+    @functools.cached_property
+    def ceiling(self) -> Ceiling | None:
+        """The most that decode at once, and who waited under it; None where too few were blocked to tell."""
+        return ceiling(self.loss) if self.service.has("ttft_s", "latency_s") else None
+
+    @property
+    def waited_for_slots(self) -> np.ndarray:
+        """Which requests waited, or timed out, for no other reason than that no more may run; bool [N]."""
+        if self.ceiling is None or not self.ceiling.binds:
+            return np.broadcast_to(False, self.service.requests.height)
+        return self.ceiling.under & (self.kinds != Kind.OUT_OF_MEMORY)
 
     @functools.cached_property
     def blocked_or_failed(self) -> np.ndarray:

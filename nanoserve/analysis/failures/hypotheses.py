@@ -14,13 +14,13 @@ import numpy as np
 from nanoserve.analysis.failures.case import Case
 from nanoserve.analysis.failures.cause import Cause, Pleading
 from nanoserve.analysis.failures.kinds import Kind
-from nanoserve.analysis.failures.leak import per_day
+from nanoserve.analysis.failures.leak import SURE, per_day
 from nanoserve.analysis.failures.shortage import Reason
 
 _RESERVED = 0.2  # of the blocks held: from that on, reserving is surely the way of the allocator
 _SCATTERED = 0.05  # of the buckets with free blocks
 _MOST = 0.5  # of the errors
-_QUEUE_LIMIT = 64  # of the config that is tried instead; `analysis.recommend` finds the best
+_QUEUE_LIMIT, _MORE_SLOTS = 64, 4  # of the config that is tried instead; `analysis.recommend` finds the best
 
 
 def contiguous_allocation(case: Case) -> Cause:
@@ -131,11 +131,9 @@ def memory_leak(case: Case) -> Cause:
     leaking = [floor for floor in case.floors if floor.leaks]
     for floor in case.floors:
         low, middle, high = (per_day(each) for each in (floor.slope.low, floor.slope.value, floor.slope.high))
-        told.weigh(
-            floor.leaks,
-            f"Replica {floor.replica}: blocks held when little runs grow by {middle} a day (95%: {low} to {high}) of "
-            f"{floor.total:,.0f}.",
-        )
+        sure = f"{SURE:.0%}: {low} to {high}"
+        sentence = f"blocks held when little runs grow by {middle} a day ({sure}) of {floor.total:,.0f}"
+        told.weigh(floor.leaks, f"Replica {floor.replica}: {sentence}.")
     short = case.lost_to(Reason.LEAKED) + case.lost_to_errors()["leaked"]
     told.weigh(short > 0, f"Waiting and failing where lost blocks would have made room cost {short:.2%}.")
     gone = sum(floor.grown_share * floor.total for floor in leaking) / sum(floor.total for floor in case.floors)
@@ -171,11 +169,31 @@ def slow_replica(case: Case) -> Cause:
     )
 
 
+def few_slots(case: Case) -> Cause:
+    """Only so many requests may run at once, and the rest wait while there is memory for them."""
+    told = Pleading(name="few_slots", says="too few requests may run at once")
+    found = case.ceiling
+    if found is None:
+        return told.missing("it needs first tokens, and a hundred requests that were blocked")
+    told.weigh(
+        found.binds,
+        f"Never more than {found.slots} requests decode on one replica; so many did while {found.share:.0%} of the "
+        f"{found.blocked:,} blocked requests waited.",
+    )
+    return told.cause(
+        explained=float((case.blocked_or_failed * case.waited_for_slots).mean()),
+        strength=1.0 if found.binds else 0.0,
+        bindings={"Engine.max_seqs": _MORE_SLOTS * found.slots},
+        values={"slots": found.slots, "share_under_it": found.share, "blocked": found.blocked},
+    )
+
+
 HYPOTHESES: tuple[Callable[[Case], Cause], ...] = (
     contiguous_allocation,
     slow_interval,
     no_admission_control,
     memory_leak,
     slow_replica,
+    few_slots,
 )
 """All that are weighed, of equal rank."""

@@ -40,22 +40,22 @@ def wilson(successes: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.maximum((centre - spread) / scale, 0.0), np.minimum((centre + spread) / scale, 1.0)
 
 
-def robust_slope(x: np.ndarray, y: np.ndarray) -> Estimate:
+def robust_slope(x: np.ndarray, y: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
     """The median slope between points (Theil and Sen), with the interval that Kendall's tau gives it.
 
     Args:
-      x, y: float [M], at least 3 points with different x.
+      x, y: float [M], at least 3 points with different x. confidence: of the interval.
     """
     first, second = np.triu_indices(len(x), 1)
     apart = x[first] != x[second]
     first, second = first[apart], second[apart]
     slopes = np.sort((y[second] - y[first]) / (x[second] - x[first]))
-    return Estimate(float(np.median(slopes)), *_sen_limits(slopes, len(x)))
+    return Estimate(float(np.median(slopes)), *_sen_limits(slopes, len(x), confidence))
 
 
-def _sen_limits(slopes: np.ndarray, points: int) -> tuple[float, float]:
+def _sen_limits(slopes: np.ndarray, points: int, confidence: float) -> tuple[float, float]:
     """The slopes, of all those between two points in order, that bound the median one."""
-    spread = special.ndtri(0.5 + CONFIDENCE / 2) * np.sqrt(points * (points - 1) * (2 * points + 5) / 18)
+    spread = special.ndtri(0.5 + confidence / 2) * np.sqrt(points * (points - 1) * (2 * points + 5) / 18)
     low = max(round((len(slopes) - spread) / 2) - 1, 0)
     high = min(round((len(slopes) + spread) / 2), len(slopes) - 1)
     return float(slopes[low]), float(slopes[high])

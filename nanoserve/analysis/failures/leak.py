@@ -22,6 +22,7 @@ from nanoserve.analysis.service import DAY_S, HOUR_S, Service
 KEY = "failures.leak.floor"
 WINDOW_S = 6 * HOUR_S
 _LEAST_WINDOWS = 6
+SURE = 0.99  # every replica is looked at, and one that leaks by chance would be one too many
 _GROWTH = 0.01  # of the pool over the log: less than that is no leak to act upon
 
 
@@ -31,7 +32,8 @@ class Floor:
 
     Attributes:
       replica: its number. time_s: float [M], middles of the windows. blocks: float [M], the least held.
-      total: blocks of its pool. slope: blocks per second. start_s, end_s: the span of its telemetry.
+      total: blocks of its pool. slope: blocks per second, its interval at `SURE`.
+      start_s, end_s: the span of its telemetry.
     """
 
     replica: int
@@ -91,7 +93,7 @@ def _floor(replica: int, table: pl.DataFrame) -> Floor | None:
         time_s=time_s,
         blocks=blocks,
         total=float(table["blocks_total"].to_numpy().max()),
-        slope=robust_slope(time_s, blocks),
+        slope=robust_slope(time_s, blocks, SURE),
         start_s=float(table["time_s"][0]),
         end_s=float(table["time_s"][-1]),
     )

@@ -18,13 +18,13 @@ from nanoserve.analysis.wording import counted
 from nanoserve.specs.errors import ConfigError, TraceError, nearest
 
 STATUS_WORDS = {
-    **dict.fromkeys(("ok", "success", "succeeded", "completed", "finished", "done", "stop", "length"), 200),
-    **dict.fromkeys(("refused", "rejected", "throttled", "rate_limited", "overloaded"), 429),
-    **dict.fromkeys(("oom", "out_of_memory", "outofmemory", "unavailable"), 503),
-    **dict.fromkeys(("timeout", "timed_out", "deadline_exceeded"), 504),
-    **dict.fromkeys(("error", "failed", "failure", "internal_error"), 500),
+    200: ("ok", "success", "succeeded", "completed", "finished", "done", "stop", "length"),
+    429: ("refused", "rejected", "throttled", "rate_limited", "overloaded"),
+    503: ("oom", "out_of_memory", "outofmemory", "unavailable"),
+    504: ("timeout", "timed_out", "deadline_exceeded"),
+    500: ("error", "failed", "failure", "internal_error"),
 }
-"""Words that services write where others write an HTTP status."""
+"""HTTP status -> words that services write in its place."""
 
 _LEAST_MEMORY_BYTES = 1e9  # no device's memory is a petabyte: such a number is no count of MiB
 _MOST_OF_A_SHARE = 1.5  # a share is at most 1, and a little over it where it was estimated; above, it is percent
@@ -132,9 +132,11 @@ def _whole(column: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def _status(column: str) -> pl.Expr:
+    """A number, or the status that a word stands for: by comparisons, which stream, as `replace_strict` does not."""
     text = pl.col(column).cast(pl.String).str.to_lowercase()
     number = text.cast(pl.Float64, strict=False).cast(pl.Int32, strict=False)
-    return pl.coalesce(number, text.replace_strict(STATUS_WORDS, default=None, return_dtype=pl.Int32))
+    words = [pl.when(text.is_in(words)).then(pl.lit(status, pl.Int32)) for status, words in STATUS_WORDS.items()]
+    return pl.coalesce(number, *words)
 
 
 def _unreadable(source: Source, matched: Matched, columns: Mapping[str, pl.Expr]) -> list[str]:

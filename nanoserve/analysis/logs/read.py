@@ -195,7 +195,8 @@ def _with_numbered_replicas(tables: dict[str, pl.LazyFrame]) -> tuple[dict[str, 
         number, notes = pl.col("replica").cast(pl.Int64), []
     else:
         numbers = {text: place for place, text in enumerate(texts)}
-        number = pl.col("replica").replace_strict(numbers, return_dtype=pl.Int64)
+        named_so = [pl.when(pl.col("replica") == text).then(pl.lit(place)) for text, place in numbers.items()]
+        number = pl.coalesce(*named_so).cast(pl.Int64)  # comparisons, because they stream and `replace_strict` does not
         notes = [f"replicas are numbered by name: {', '.join(f'{place} is {text}' for text, place in numbers.items())}"]
     return tables | {log: table.with_columns(replica=number) for log, table in named.items()}, notes
 

@@ -46,14 +46,26 @@ def _header(page: Page, chapters: Sequence[tuple[Chapter, list[Finding]]]) -> st
 
 def _section(page: Page, chapter: Chapter, findings: Sequence[Finding], plots: Mapping[str, Plot]) -> str:
     parts = [elements.paragraph(chapter.asks), elements.listed(page.notes_of(chapter))]
-    shown = computed(findings)
-    wide = [finding for finding in shown if _is_wide(finding, plots)]
-    side_by_side = [finding for finding in shown if finding not in wide]
-    if side_by_side:
-        parts.append(elements.columns(_finding(finding, plots) for finding in side_by_side))
-    parts += [_finding(finding, plots) for finding in wide]
+    parts += [_group(group, plots) for group in _groups(computed(findings), plots)]
     unknown = missing_table(findings)
     return elements.section(chapter.title, *parts, elements.table(unknown) if unknown else "", anchor=chapter.part)
+
+
+def _groups(findings: Sequence[Finding], plots: Mapping[str, Plot]) -> list[list[Finding]]:
+    """Neighbours that stand side by side; a wide finding stands by itself."""
+    groups: list[list[Finding]] = []
+    for finding in findings:
+        if groups and not _is_wide(finding, plots) and not _is_wide(groups[-1][0], plots):
+            groups[-1].append(finding)
+        else:
+            groups.append([finding])
+    return groups
+
+
+def _group(group: Sequence[Finding], plots: Mapping[str, Plot]) -> str:
+    if _is_wide(group[0], plots):
+        return _finding(group[0], plots)
+    return elements.columns(_finding(finding, plots) for finding in group)
 
 
 def _is_wide(finding: Finding, plots: Mapping[str, Plot]) -> bool:

@@ -13,6 +13,7 @@ from nanoserve.report.theme import DAY
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_NOTICED = 0.05  # a replica that is slower by less than this is not: the least that the axis spans
 _NAMED_SCORE = 0.005  # `failures.cause`: from here on a cause is named
 
 
@@ -80,16 +81,18 @@ def memory_floor(finding: Finding, figure: "Figure") -> None:
 
 
 def replica_paces(finding: Finding, figure: "Figure") -> None:
-    """Time per token of each replica, of the others'."""
+    """How much longer each replica takes for a token than the others."""
     axes, series = figure.add_subplot(), finding.series
-    error = np.stack([series["ratio"] - series["ratio_low"], series["ratio_high"] - series["ratio"]])
-    places = np.arange(len(series["replica"]))
-    axes.errorbar(places, series["ratio"], np.maximum(error, 0), fmt="o", color=DAY["blue"], capsize=3)
-    axes.axhline(1.0, color=DAY["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+    more, low, high = (series[name] - 1 for name in ("ratio", "ratio_low", "ratio_high"))
+    places = np.arange(len(more))
+    error = np.maximum(np.stack([more - low, high - more]), 0)
+    axes.errorbar(places, more, error, fmt="o", color=DAY["blue"], capsize=3)
+    axes.axhline(0.0, color=DAY["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
     painting.categories(axes, [str(int(replica)) for replica in series["replica"]], "replica")
-    axes.set_ylabel("time per token, over the others'")
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.9), max(high, 1.1))  # a tenth is the least that anybody would notice
+    axes.set_ylabel("time per token, beyond the others'")
+    span = max(_NOTICED, 1.2 * float(np.nanmax(np.abs([low, high]))))
+    axes.set_ylim(-span, span)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.0%}" if value else "0%")
 
 
 def ranking(finding: Finding, figure: "Figure") -> None:

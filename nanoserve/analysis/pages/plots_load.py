@@ -171,6 +171,9 @@ def _log_seconds(axes: "Axes", low: float, high: float, label: str) -> None:
 
 
 def _time_mark(seconds: float) -> str:
+    """Powers of ten stay so: minutes and hours would make odd numbers of them."""
+    if seconds >= 1:
+        return f"{seconds:,.0f} s"
     size_s, unit = units.time_unit(seconds)
     return f"{seconds / size_s:.3g} {unit}"
 

@@ -76,17 +76,22 @@ def failures_finding(comparison: Comparison) -> Finding:
     values: dict[str, Any] = {"load": comparison.load, "before": before, "after": after}
     if before:
         values |= {"cut_share": 1 - ratio.estimate, "cut_low_share": 1 - ratio.high, "cut_high_share": 1 - ratio.low}
-        cut = f"{units.share(1 - ratio.estimate)} fewer (95% interval {1 - ratio.high:.1%} to {1 - ratio.low:.1%})"
-        title = f"{after:,} held-out requests fail instead of {before:,}: {cut if after < before else 'no fewer'}"
+        cut = f"{units.share(1 - ratio.estimate)} fewer ({1 - ratio.high:.1%} to {1 - ratio.low:.1%})"
+        title = f"Held-out failures go from {before:,} to {after:,}: {cut if after < before else 'no fewer'}"
     else:
-        title = f"{after:,} held-out requests fail; with the baseline none does"
+        title = (
+            f"Held-out failures go from none to {after:,}" if after else "No held-out request fails with either config"
+        )
     return Finding(
         key="proof.failures",
         title=title,
         rows=len(comparison.arrival_s),
         values=values,
         series=_over_time(comparison, "failed"),
-        because=(f"Blocks of {units.time(comparison.block_s)} are resampled; {_load(comparison.load)}.",),
+        because=(
+            f"At {_load(comparison.load)}. In brackets: the 95% interval, blocks of {units.time(comparison.block_s)} "
+            "resampled.",
+        ),
     )
 
 
@@ -102,15 +107,15 @@ def goodput_finding(comparison: Comparison) -> Finding:
         "change_low_share": ratio.low - 1,
         "change_high_share": ratio.high - 1,
     }
-    interval = f"95% interval {ratio.low - 1:+.2%} to {ratio.high - 1:+.2%}"
+    interval = f"{ratio.low - 1:+.1%} to {ratio.high - 1:+.1%}"
+    rates = f"{units.significant(after)} instead of {units.significant(before)} good requests a second"
     return Finding(
         key="proof.goodput",
-        title=f"Goodput {units.significant(after)}/s instead of {units.significant(before)}/s at "
-        f"{_load(comparison.load)}: {ratio.estimate - 1:+.2%} ({interval})",
+        title=f"Goodput changes by {ratio.estimate - 1:+.1%} ({interval}) at {_load(comparison.load)}",
         rows=len(comparison.arrival_s),
         values=values,
         series=_over_time(comparison, "good"),
-        because=("Goodput counts requests that are answered within the objective, per second of held-out time.",),
+        because=(f"{rates}, of held-out time: answered within the objective. In brackets: the 95% interval.",),
     )
 
 
@@ -158,8 +163,8 @@ def _verdict(comparisons: Sequence[Comparison]) -> str:
         worth = each.worth()
         if worth.decided:
             better = "beats" if worth.estimate > 0 else "is worse than"
-            return f"The recommended config {better} the baseline at {_load(each.load)}, by {points(worth)}"
-    return f"The recommended config cannot be told from the baseline: {points(comparisons[-1].worth())}"
+            return f"The recommended config {better} the baseline at {_load(each.load)}"
+    return "The recommended config cannot be told from the baseline"
 
 
 def _at(comparison: Comparison) -> str:

@@ -2,8 +2,9 @@
 
 Each knob is turned while all others are held at what was chosen before it: the curve of trials that this gives is what
 its value is read from. A value replaces the one in force if its requests are worth more (`trial`), by an interval that
-does not hold zero; or if they are worth the same and answers come at least 2% sooner, or the knob knows it to be the safer one. Of several that cannot be told
-apart, the one nearest to the value in force is taken: the least change that gets there. Next: `proof`.
+does not hold zero; or if they are worth the same, and answers come at least 2% sooner or the value is the knob's safer
+one. Of several that are worth the same, the one that answers soonest is taken, or, where that cannot be told, the one
+nearest to the value in force: the least change that gets there. Next: `proof`.
 """
 
 import dataclasses
@@ -99,7 +100,7 @@ def _judged(knob: Knob, settings: Sequence[Setting], trials: Sequence[Trial], he
     tied = tuple(place for place in range(len(trials)) if _level(trials[best], trials[place], block))
     verdict, chosen = _decision(trials, worth, pace, held, best)
     if verdict == "better":
-        chosen = min(tied, key=lambda place: abs(place - held))
+        chosen = _of_equals(tied, trials, held, block)
     safer = next((place for place, setting in enumerate(settings) if setting.label == knob.safer), held)
     if chosen == held != safer and not _worse(worth[safer]):
         verdict, chosen = "safer", safer
@@ -117,6 +118,19 @@ def _judged(knob: Knob, settings: Sequence[Setting], trials: Sequence[Trial], he
     )
 
 
+def _of_equals(tied: Sequence[int], trials: Sequence[Trial], held: int, block: np.ndarray) -> int:
+    """Of places that are worth the same: the one that answers soonest, if that can be told; else the nearest."""
+    nearest = min(tied, key=lambda place: abs(place - held))
+    allowed = trials[nearest].failed.mean() + LEAST_WORTH
+    pace = {place: pace_gain(trials[nearest], trials[place], block) for place in tied}
+    sooner = [place for place in tied if _sooner(pace[place]) and trials[place].failed.mean() <= allowed]
+    return max(sooner, key=lambda place: pace[place].estimate) if sooner else nearest
+
+
+def _sooner(pace: Interval) -> bool:
+    return pace.low > 0 and pace.estimate >= LEAST_PACE
+
+
 def _decision(
     trials: Sequence[Trial], worth: Sequence[Interval], pace: Sequence[Interval], held: int, best: int
 ) -> tuple[str, int]:
@@ -128,7 +142,7 @@ def _decision(
     allowed = trials[held].failed.mean() + LEAST_WORTH  # refusing some makes the others faster
     others = [place for place in range(len(trials)) if place != held]
     level = [place for place in others if not _worse(worth[place]) and trials[place].failed.mean() <= allowed]
-    sooner = [place for place in level if pace[place].low > 0 and pace[place].estimate >= LEAST_PACE]
+    sooner = [place for place in level if _sooner(pace[place])]
     if sooner:
         return "sooner", max(sooner, key=lambda place: pace[place].estimate)
     if not level or worth[best].estimate < -LEAST_WORTH:
@@ -202,7 +216,7 @@ def pruned(
         if trial is None:
             continue
         worth, pace = mean_difference(trial.worth, full.worth, block), pace_gain(trial, full, block)
-        gains = (worth.decided and worth.estimate > LEAST_WORTH) or (pace.low > 0 and pace.estimate >= LEAST_PACE)
+        gains = (worth.decided and worth.estimate > LEAST_WORTH) or _sooner(pace)
         if not gains:
             now, full = without, trial
             taken_back.append(curve.knob.name)

@@ -20,7 +20,8 @@ import polars as pl
 
 from nanoserve.analysis.finding import Finding, not_computed
 from nanoserve.analysis.service import Service
-from nanoserve.roofline.calibration import Calibration
+from nanoserve.experiment import Experiment, resolve
+from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.counts import StepCounts
 from nanoserve.roofline.ops import step_ops
 from nanoserve.roofline.timing import step_time
@@ -48,6 +49,21 @@ class Chips:
         counts = StepCounts(decode_seqs=rows, decode_kv_tokens=kv_tokens, decode_window_tokens=kv_tokens, sampled=rows)
         ops = step_ops(self.model, self.cluster, self.precision, counts)
         return float(step_time(ops, self.cluster, self.calibration))
+
+
+def chips_of(experiment: Experiment) -> Chips:
+    """What the steps of an experiment are priced for.
+
+    Raises:
+      ConfigError: a name in it does not exist.
+    """
+    facts, pricing = resolve(experiment), experiment.pricing
+    return Chips(
+        model=facts.model,
+        cluster=facts.cluster,
+        precision=experiment.precision,
+        calibration=constants_for(facts.cluster.chip, experiment.precision, pricing.mode, pricing.stack, pricing.table),
+    )
 
 
 def wasted_up_to(length: np.ndarray, block_tokens: int) -> np.ndarray:

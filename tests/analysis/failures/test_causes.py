@@ -108,7 +108,7 @@ def test_shuffled_rows_change_nothing():
 def test_what_the_logs_do_not_have_is_said_to_be_missing():
     poor = requests_of(time_s=[0.0, 1.0, 2.0], prompt_tokens=[9] * 3, response_tokens=[9] * 3, status=[200, 503, 200])
     missing = {cause.name for cause in diagnosis(poor).ranked if cause.missing is not None}
-    assert missing == {"contiguous_allocation", "slow_interval", "memory_leak", "slow_replica"}
+    assert missing == {"contiguous_allocation", "slow_interval", "memory_leak", "slow_replica", "few_slots"}
 
 
 SMALL = {

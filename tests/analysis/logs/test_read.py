@@ -248,6 +248,12 @@ def test_percent_and_shares_are_told_apart(tmp_path: Path):
     assert any("read as percent" in note for note in logs.notes)
 
 
+def test_words_stand_for_statuses_and_others_for_none(tmp_path: Path):
+    logs = open_logs([saved(tmp_path, api(status=["OK", "timeout", "503", "weird"]), "api.csv")])
+    assert logs.api.collect()["status"].to_list() == [200, 504, 503, None]
+    assert any("1 cell of status cannot be read as status; the first is 'weird'" in note for note in logs.notes)
+
+
 def test_means_of_a_bucket_need_not_be_whole(tmp_path: Path):
     times = [MORNING, MORNING + datetime.timedelta(minutes=1)]
     frame = pl.DataFrame({"timestamp": times, "used_tokens": [10.5, 11.25], "queue": [1, 2]})

@@ -63,6 +63,11 @@ def test_of_values_that_are_worth_the_same_the_nearest_is_taken():
     assert curve.setting.label == "128" and curve.tied == (1, 2, 3)
 
 
+def test_of_values_that_are_worth_the_same_one_that_answers_sooner_is_taken():
+    curve = turned({64: trial(0.5), 128: trial(0.9), 256: trial(0.9, e2e_s=9.0), 512: trial(0.9)})
+    assert (curve.verdict, curve.setting.label) == ("better", "256")
+
+
 def test_a_value_that_was_right_stays():
     curve = turned({32: trial(0.5), 64: trial(0.9), 128: trial(0.4)})
     assert (curve.verdict, curve.setting.label, curve.turned) == ("right", "64", False)

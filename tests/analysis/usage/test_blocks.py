@@ -5,11 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoserve.analysis.usage.blocks import SIZES, Chips, block_sizes, wasted_up_to
-from nanoserve.roofline.calibration import constants_for
-from nanoserve.specs.chip_registry import chip
-from nanoserve.specs.chips import ClusterSpec, Precision
-from nanoserve.specs.model_registry import model
+from nanoserve.analysis.usage.blocks import SIZES, block_sizes, chips_of, wasted_up_to
+from nanoserve.experiment import Experiment
 from tests.analysis.failures.factories import requests_of
 
 
@@ -62,14 +59,7 @@ def test_without_served_requests_there_is_no_study():
 
 
 def test_a_step_takes_longer_by_what_whole_blocks_add():
-    precision = Precision()
-    cluster = ClusterSpec(chip=chip("h100_sxm"), mesh={"tensor": 1})
-    chips = Chips(
-        model=model("llama-3.1-8b"),
-        cluster=cluster,
-        precision=precision,
-        calibration=constants_for(cluster.chip, precision, "calibrated"),
-    )
+    chips = chips_of(Experiment(model="llama-3.1-8b"))
     step_s = block_sizes(service([1000] * 3, [50] * 3), chips.step_s).series["step_s"]
     assert (np.diff(step_s) > 0).all()
     assert step_s[-1] / step_s[0] < 1.1
