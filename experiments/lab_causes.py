@@ -116,12 +116,17 @@ def diagnosed(name: str, seed: int, days: int) -> Row:
 
 
 def replayed(name: str, seed: int, days: int) -> list[Row]:
-    """Replays a config as it is and without each cause that its logs name, one after the other, as JSON values."""
+    """Replays a config as it is, without each cause that its logs name, and without all of them, as JSON values."""
+    from nanoserve.analysis.failures.cause import Cause
     from nanoserve.analysis.failures.causes import diagnose
     from nanoserve.analysis.failures.counterfactual import counterfactuals
 
     named = diagnose(_case(name, seed, days)).named
-    tests = counterfactuals(named, _experiment(name, seed, days))
+    bindings = {field: value for cause in named for field, value in cause.bindings.items()}
+    together = Cause(
+        name="all of them", says="all of them", explained=sum(cause.explained for cause in named), bindings=bindings
+    )
+    tests = counterfactuals([*named, together], _experiment(name, seed, days))
     return [
         {
             "cause": test.cause.name,

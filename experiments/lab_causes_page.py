@@ -45,7 +45,8 @@ REPLAYS = """
 ## Causes that are tested by a replay
 
 The causes named in the first `lab_week_baseline`, which has four of them on: the same requests under the same config,
-with one cause taken out. The others remain, and may then hurt more: requests that no longer fail wait for a slot.
+with one cause taken out. The others remain, and may then hurt more: requests that no longer fail wait for a slot, and a
+paged pool that is full of what sessions keep still fails whom it does not fit. The last row takes out all of them.
 """
 
 Row = Mapping[str, Any]

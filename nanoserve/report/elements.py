@@ -74,7 +74,7 @@ def table(contents: Table, *, swatches: Sequence[str] = (), bare: bool = False) 
     rows = []
     for number, (name, *cells) in enumerate(contents.rows):
         swatch = f'<i class="swatch" style="background:var(--{swatches[number]})"></i>' if swatches else ""
-        rows.append(f"<tr><th>{swatch}{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr><th>{swatch}{escape(name)}</th>{''.join(map(_cell, contents.header[1:], cells))}</tr>")
     kind = ' class="prose"' if contents.prose else ""
     return f'<div class="scroll"><table{kind}>{header}<tbody>{"".join(rows)}</tbody></table></div>\n'
 
@@ -82,6 +82,12 @@ def table(contents: Table, *, swatches: Sequence[str] = (), bare: bool = False) 
 def folded(summary: str, text: str) -> str:
     """Text as it is, behind a line that unfolds it."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape_markup(text)}</pre></details>\n"
+
+
+def _cell(column: str, text: str) -> str:
+    """A cell that knows its column, for where a narrow page leaves the header out."""
+    label = f' data-column="{escape_markup(column)}"' if column else ""
+    return f"<td{label}>{escape(text)}</td>"
 
 
 def _tile(tile: Tile) -> str:

@@ -82,6 +82,7 @@ pre {{
   .prose tbody tr + tr > * {{ border: 0; }}
   .prose tbody tr > * {{ padding: 0; min-width: 0; }}
   .prose th, .prose td:last-child {{ flex: 1 0 100%; }}
+  .prose td[data-column]::before {{ content: attr(data-column) ": "; color: var(--muted); }}
   .words {{ grid-template-columns: 1fr; gap: .1rem; }}
   .words dd {{ margin-bottom: .6rem; }}
 }}

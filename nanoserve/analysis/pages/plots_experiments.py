@@ -25,6 +25,7 @@ def trade_off(finding: Finding, figure: "Figure") -> None:
     painting.line(requests, places, _column(rows, "failed_share"), "red", "failed", dots=True)
     painting.shares(requests, "of requests")
     requests.set_ylim(-0.05, 1.42)
+    requests.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
     requests.legend(loc="upper left", ncols=2)
     painting.line(latency, places, _column(rows, "p95_ttft_s"), "blue", dots=True)
     painting.numbers(latency, "TTFT p95 (s)")

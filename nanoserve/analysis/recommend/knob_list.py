@@ -177,7 +177,7 @@ KNOBS = (
         name="batch",
         subject="The batch size",
         settings=lambda now: [_batch(now, seqs) for seqs in (16, 32, 64, 128, 256, 512)],
-        evidence=("usage.machine.hours", "failures.queue"),
+        evidence=("causes.few_slots", "usage.machine.hours", "failures.queue"),
         axis="most sequences at once",
     ),
     Knob(

@@ -87,7 +87,7 @@ def failures_finding(comparison: Comparison) -> Finding:
         title=title,
         rows=len(comparison.arrival_s),
         values=values,
-        series=_over_time(comparison, "failed"),
+        series=_over_time(comparison, "failed") if before or after else {},
         because=(
             f"At {_load(comparison.load)}. In brackets: the 95% interval, blocks of {units.time(comparison.block_s)} "
             "resampled.",
