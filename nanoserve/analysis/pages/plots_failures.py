@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanoserve.analysis.failures.cause import NAMED_SCORE
 from nanoserve.analysis.finding import Finding
 from nanoserve.analysis.pages import painting
 from nanoserve.analysis.pages.drawing import Drawing
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NOTICED = 0.05  # a replica that is slower by less than this is not: the least that the axis spans
-_NAMED_SCORE = 0.005  # `failures.cause`: from here on a cause is named
 
 
 def by_hour(finding: Finding, figure: "Figure") -> None:
@@ -108,12 +108,12 @@ def ranking(finding: Finding, figure: "Figure") -> None:
     axes.barh(range(len(names)), [scores[name] for name in names], color=colors, height=0.65)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.grid(False, axis="y")
-    most = max([*scores.values(), 2 * _NAMED_SCORE])
+    most = max([*scores.values(), 2 * NAMED_SCORE])
     for place, name in enumerate(names):
         axes.annotate(
             f"{scores[name]:.2%}", (scores[name], place), (4, 0), textcoords="offset points", va="center", fontsize=9
         )
-    axes.axvline(_NAMED_SCORE, color=DAY["red"], linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axvline(NAMED_SCORE, color=DAY["red"], linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set(xlabel="score: share of the service that is lost to it", xlim=(0, 1.18 * most))
     axes.xaxis.set_major_formatter(lambda value, _: f"{units.significant(100 * value)}%")
 
