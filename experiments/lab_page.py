@@ -56,11 +56,6 @@ python experiments/lab_page.py --week=/tmp/week --conversation=/tmp/conversation
 ```
 """
 
-TIMES = (
-    "Of one core of a server CPU the first takes about half a minute, the second four minutes (some eighty replays of "
-    "7,000 to 58,000 requests), the third three, the last some seconds. Without `--recommend` the week takes five."
-)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
@@ -192,7 +187,7 @@ def page(folder: Path) -> str:
       ConfigError: they cannot be read.
     """
     parts = [_section(part, findings(folder / f"{part.name}.json")) for part in PARTS]
-    return "\n\n".join([INTRODUCTION.strip(), *parts, "## Made with", COMMANDS.strip(), TIMES]) + "\n"
+    return "\n\n".join([INTRODUCTION.strip(), *parts, "## Made with", COMMANDS.strip()]) + "\n"
 
 
 def _section(part: Part, found: Mapping[str, Finding]) -> str:
