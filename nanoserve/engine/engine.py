@@ -182,7 +182,7 @@ class Engine:
         if due is None or (deadline is not None and deadline < due):
             due = deadline
         if due is None:
-            return self.scheduler.config.horizon_limit
+            return self.executor.steps_before(counts, None)
         return self.executor.steps_before(counts, due - now) if due > now else 1
 
     def _known_at(self, now: int) -> int:

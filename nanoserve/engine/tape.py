@@ -113,7 +113,7 @@ class RecordedExecutor:
         """Starts a plan."""
         return _RecordedPending(self.executor.submit(plan), self._tape)
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """The executor's estimate."""
         steps = self.executor.steps_before(counts, span_ticks)
         self._tape.note(_STEPS_BEFORE, steps)
@@ -202,7 +202,7 @@ class PlayedExecutor:
         """Starts a plan."""
         return _PlayedPending(self.executor.submit(plan), self._player)
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """What the recorded executor estimated."""
         return self._player.next(_STEPS_BEFORE)
 

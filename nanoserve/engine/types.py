@@ -229,12 +229,13 @@ class Executor(Protocol):
         """Starts a plan. Plans are submitted in order and resolved in order."""
         ...
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """How many decode steps of this composition *start* within `span_ticks` (at least 1); an estimate if measured.
 
         Args:
           counts: of a single decode step, the first.
-          span_ticks: time until the next event, > 0.
+          span_ticks: time until the next event, > 0; None where none is due, and only the executor itself may know of
+            one.
         """
         ...
 

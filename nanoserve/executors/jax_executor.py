@@ -79,8 +79,10 @@ class JaxExecutor:
         dispatched = time.perf_counter_ns()
         return _Running(self, plan, call, call.gathered(), begin, dispatched)  # counted while the device works
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """An estimate from the last decode steps; a horizon that is too long delays an arrival by less than itself."""
+        if span_ticks is None:
+            return self.ladders.loop_steps
         if not self._decode_step_s:
             return 1
         return max(1, min(self.ladders.loop_steps, round(span_ticks / TICKS_PER_S / self._decode_step_s)))

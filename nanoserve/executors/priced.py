@@ -20,7 +20,7 @@ class PricedExecutor:
         """Submits to both."""
         return _Both(self.runner.submit(plan), self.pricer.submit(plan))
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """The pricer's answer: its clock decides when things happen."""
         return self.pricer.steps_before(counts, span_ticks)
 

@@ -100,7 +100,7 @@ class AgreedExecutor:
         """Runs this process's part of a plan."""
         return self._executor.submit(plan)
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """The first process's estimate."""
         return agreed(self._executor.steps_before(counts, span_ticks))
 

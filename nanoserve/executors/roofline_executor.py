@@ -6,6 +6,7 @@ steps are gathered into plans. Next: `nanoserve.roofline.pricing`.
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 
 from nanoserve.engine.chunking import most_chunk_tokens
@@ -89,11 +90,13 @@ class RooflineExecutor:
             result = self._with_padding(self._padded(plan), counts, result)
         return self._with_moves(plan, result) if plan.moves else result
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """How many decode steps start within `span_ticks`: exact without a sliding window.
 
         With one, it is not known here which rows still grow; all are taken to, so the answer may be a few steps short.
         """
+        if span_ticks is None:
+            return sys.maxsize
         return self.pricer.steps_before(counts, span_ticks, growth=counts.decode_seqs)
 
     def release(self, index: int) -> None:

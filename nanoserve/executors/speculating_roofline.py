@@ -67,7 +67,7 @@ class SpeculatingRoofline:
             gained={row.index: 1 + self._right(row) for row in decode},
         )
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """One: the next step depends on what this one gains."""
         return 1
 

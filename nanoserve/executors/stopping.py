@@ -43,7 +43,7 @@ class StoppingExecutor:
             gained = {index: min(tokens, stopped.get(index, tokens)) for index, tokens in gained.items()}
         return dataclasses.replace(result, stopped=stopped, gained=gained)
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """The runner's answer."""
         return self._runner.steps_before(counts, span_ticks)
 
@@ -56,11 +56,11 @@ class StoppingExecutor:
 class ForeseeingExecutor(StoppingExecutor):
     """One that lets no plan of several steps go on beyond the end of an answer, which is an event like an arrival.
 
-    So nothing is computed, and no page held, for an answer that has ended: until the last arrival, or with time-outs
-    until the end, the records are those of `max_horizon_steps = 1`, in fewer plans. Each engine needs its own.
+    So nothing is computed, and no page held, for an answer that has ended: the records are those of
+    `max_horizon_steps = 1`, in fewer plans. Each engine needs its own.
     """
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         """The runner's answer, or the steps until the next answer ends; who waits to come back counts, too."""
         return min((super().steps_before(counts, span_ticks), *self._left.values()))
 

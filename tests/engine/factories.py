@@ -128,7 +128,9 @@ class LinearExecutor:
             gained |= {index: kept for index, kept in stopped.items() if index in gained}
         return Done(StepResult(total, first, stopped=stopped, gained=gained))
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
+        if span_ticks is None:
+            return 1 << 40
         elapsed, steps, kv = 0, 0, counts.decode_kv_tokens
         while elapsed < span_ticks:
             elapsed += FIXED_TICKS + TICKS_PER_TOKEN * counts.decode_seqs + TICKS_PER_KV_TOKEN * kv

@@ -36,7 +36,7 @@ class Moody(Erratic, LinearExecutor):
         done.value.host_ticks = self._rng.randrange(1000)
         return done
 
-    def steps_before(self, counts: StepCounts, span_ticks: int) -> int:
+    def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
         return self._rng.randint(1, 6)
 
 

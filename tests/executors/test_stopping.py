@@ -53,7 +53,8 @@ KEEPING = {"keep_session_s": 0.02, "num_pages": 24}
     ],
     ids=str,
 )
-def test_plans_that_end_with_the_first_answer_give_the_records_of_single_steps(knobs, seed):
+@pytest.mark.parametrize("timeout_s", [None, 0.1])  # without one, nothing is due after the last arrival
+def test_plans_that_end_with_the_first_answer_give_the_records_of_single_steps(timeout_s, knobs, seed):
     rng = random.Random(seed)
     jobs = [
         Job(rng.randrange(TICKS_PER_S // 4), rng.randint(1, 30), LIMIT, session=rng.randrange(5)) for _ in range(40)
@@ -62,7 +63,7 @@ def test_plans_that_end_with_the_first_answer_give_the_records_of_single_steps(k
     runs = []
     for steps in (1024, 1):
         foreseeing = ForeseeingExecutor(executor(), answers)
-        engine = make_engine(jobs, executor=foreseeing, timeout_s=0.1, max_horizon_steps=steps, **knobs)
+        engine = make_engine(jobs, executor=foreseeing, timeout_s=timeout_s, max_horizon_steps=steps, **knobs)
         engine.run()
         runs.append(engine)
     together, single = runs
