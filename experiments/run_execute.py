@@ -34,6 +34,8 @@ def execute(replay: "Replay", signals: StopSignals, companion: "Alone", keeper: 
     with Progress(len(replay.trace), "requests") as progress:
         replay.run(
             should_stop=group.agreeing(keeper.stopping(caught)),
-            observe=keeper.observing(lambda done, now: progress.update(done, clock_s=to_seconds(now))),
+            observe=keeper.observing(
+                lambda done, now: progress.due() and progress.update(done, clock_s=to_seconds(now))
+            ),
         )
     return signals.caught is None

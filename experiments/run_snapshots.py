@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = "snapshots"
 
-Observe = Callable[[int, int], None]
+Observe = Callable[[int, int], object]
 
 
 class Unkept:

@@ -140,7 +140,7 @@ class Replay:
         self,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        observe: Callable[[int, int], None] = lambda done, now: None,
+        observe: Callable[[int, int], object] = lambda done, now: None,
     ) -> None:
         """Runs to the end, or until `should_stop`; see `Engine.run` and `Fleet.run`."""
         self.runner.run(should_stop=should_stop, observe=observe)

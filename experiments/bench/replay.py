@@ -151,14 +151,14 @@ def measure(path: str | None, requests: int, horizon_steps: int) -> Row:
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     startup_s = wall_s - begun
     with Progress(requests, "requests") as progress:
-        engine.run(observe=lambda done, now: progress.update(done, clock_s=to_seconds(now)))
+        engine.run(observe=lambda done, now: progress.due() and progress.update(done, clock_s=to_seconds(now)))
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     digest = hashlib.sha256()
     for line in engine.log.event_lines():
         digest.update(line.encode())
     return Row(
-        requests=engine.log.finished_count(),
+        requests=engine.log.finished_count,
         horizon_steps=horizon_steps,
         plans=engine.log.plan_count(),
         steps=engine.scheduler.steps_planned,

@@ -178,7 +178,7 @@ def soak(experiment: "Experiment") -> Soak:
                 progress.update(done, resident_mb=round(samples[-1].resident_bytes / 1e6))
 
         replay.run(observe=observe)
-    served = replay.engine.log.finished_count()
+    served = replay.engine.log.finished_count
     if not samples or not compiled:
         raise RuntimeError("nothing was sampled, or nothing was seen to compile: the soak itself is broken")
     return Soak(samples=tuple(samples), requests=served)

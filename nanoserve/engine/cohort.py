@@ -37,7 +37,8 @@ class DecodeCohort:
         self._joins = 0
         self._kv_base = 0  # sum of (kv_tokens - step) over members
         self._finish: list[_Entry] = []
-        self._page_begins: list[dict[int, Sequence]] = [{} for _ in range(page_tokens)]  # by step modulo page_tokens
+        # By step modulo page_tokens: request index -> pages, a sequence's own list, which it keeps while it decodes.
+        self._page_begins: list[dict[int, list[int]]] = [{} for _ in range(page_tokens)]
         self._paged = 0  # every member has its pages for the steps before this one
         self._window_due: list[_Entry] = []  # members whose window is still filling
         self._filling = 0
@@ -69,7 +70,7 @@ class DecodeCohort:
         self._kv_base += base
         left = sequence.request.output_tokens - sequence.generated
         heapq.heappush(self._finish, (self.step + left, self._joins, sequence))
-        self._page_begins[-base % self.page_tokens][sequence.index] = sequence
+        self._page_begins[-base % self.page_tokens][sequence.index] = sequence.pages
         if self.window_tokens is not None and sequence.kv_tokens + 1 < self.window_tokens:
             self._filling += 1
             self._filling_base += base
@@ -109,20 +110,20 @@ class DecodeCohort:
         if first + 1 == end:
             due = begins[first % size].values()
         else:
-            due = [sequence for step in range(first, end) for sequence in begins[step % size].values()]
+            due = [pages for step in range(first, end) for pages in begins[step % size].values()]
         if due:
             if len(due) > pool.free_count:
                 return self._reserve_some(pool, first)
-            for sequence, page in zip(due, pool.alloc(len(due)), strict=True):
-                sequence.pages.append(page)
+            for _ in map(list.append, due, pool.alloc(len(due))):
+                pass
         self._paged = end
         return steps
 
     def _reserve_some(self, pool: Pool, step: int) -> int:
         """Gives members their pages from `step` on, until the pool cannot serve all of a step."""
         while len(begins := self._page_begins[step % self.page_tokens]) <= pool.free_count:
-            for sequence in begins.values():
-                sequence.pages.append(pool.alloc_one())
+            for pages in begins.values():
+                pages.append(pool.alloc_one())
             step += 1
         self._paged = step
         return step - self.step
@@ -130,7 +131,7 @@ class DecodeCohort:
     def short(self) -> tuple[Sequence, int]:
         """Of the members that begin a page in the next step, the last to join, and how many they are."""
         begins = self._page_begins[self.step % self.page_tokens]
-        return next(reversed(begins.values())), len(begins)
+        return self.members[next(reversed(begins))], len(begins)
 
     def reserve_for(self, pool: Pool, late: Sequence) -> None:
         """Gives a member that joined after pages were reserved those of the same steps; there must be as many."""
@@ -143,8 +144,7 @@ class DecodeCohort:
 
         `steps` must not pass `steps_to_change()`.
         """
-        count = len(self.members)
-        triangle = steps * (steps - 1) // 2
+        count, triangle = len(self.members), steps * (steps - 1) // 2
         full = steps * (self._kv_base + count * (self.step + 1)) + count * triangle
         if self.window_tokens is None:
             return full, full

@@ -33,15 +33,15 @@ class Composition:
             return Kind.DECODE
         return Kind.MIXED if self.decodes and self._cohort.members else Kind.PREFILL
 
-    def counts(self, steps: int) -> StepCounts:
-        """Totals of `steps` such steps in a row, without what decoding rows verify besides."""
+    def counts(self) -> StepCounts:
+        """Totals of one such step, without what decoding rows verify besides."""
         if self.decodes:
             rows = len(self._cohort.members)
-            kv_tokens, window_tokens = self._cohort.attended(steps)
+            kv_tokens, window_tokens = self._cohort.attended(1)
         else:
             rows = kv_tokens = window_tokens = 0
         if not self.chunks:
-            return StepCounts(steps, rows, kv_tokens, window_tokens, 0, 0, 0, 0, 0, 0, steps * rows)
+            return StepCounts(1, rows, kv_tokens, window_tokens, 0, 0, 0, 0, 0, 0, rows)
         pairs = window = kv = window_kv = tokens = sampled = 0
         limit = self._window_tokens
         for sequence, past, new in self.chunks:
@@ -56,7 +56,12 @@ class Composition:
         if limit is None:
             window, window_kv = pairs, kv
         chunks, sampled = len(self.chunks), rows + sampled
-        return StepCounts(steps, rows, kv_tokens, window_tokens, chunks, tokens, pairs, window, kv, window_kv, sampled)
+        return StepCounts(1, rows, kv_tokens, window_tokens, chunks, tokens, pairs, window, kv, window_kv, sampled)
+
+    def lengthen(self, counts: StepCounts, steps: int) -> None:
+        """Makes the counts of one decode step, which are in no plan yet, those of `steps` such steps in a row."""
+        counts.steps, counts.sampled = steps, steps * counts.decode_seqs
+        counts.decode_kv_tokens, counts.decode_window_tokens = self._cohort.attended(steps)
 
     def rows(self) -> tuple[Row, ...]:
         """Decode rows in the order of joining, then chunks in the order of admission."""

@@ -75,7 +75,7 @@ class Engine:
         self,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        observe: Callable[[int, int], None] = lambda done, now: None,
+        observe: Callable[[int, int], object] = lambda done, now: None,
     ) -> None:
         """Runs until every request has left, or until asked to stop; then what is still running is aborted.
 
@@ -97,7 +97,7 @@ class Engine:
             result = self.executor.submit(plan).result()
             end = self.clock.step_done(result.duration_ticks)
             self._book(plan, occupancy, result, now, end)
-            observe(self.log.finished_count(), end)
+            observe(self.log.finished_count, end)
         self.abort_all(self.clock.now(), "the run was stopped")
 
     def start(self, now: int) -> Submitted | None:
@@ -147,7 +147,7 @@ class Engine:
         scheduler = self.scheduler
         while True:
             self._take_arrivals(now)
-            plan = scheduler.plan(now, lambda counts: self._steps_before_next_event(counts, now))
+            plan = scheduler.plan(now, self._steps_before_next_event)
             if not scheduler.pressure.failed:
                 return plan
             for index in scheduler.take_failed(now):

@@ -113,7 +113,7 @@ class Fleet:
         self,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        observe: Callable[[int, int], None] = lambda done, now: None,
+        observe: Callable[[int, int], object] = lambda done, now: None,
     ) -> None:
         """Runs until every request has left, or until asked to stop; then what is still running is aborted.
 
@@ -132,12 +132,13 @@ class Fleet:
                 return
             self._route_arrivals(now)
             self._start_free(now)
-            observe(self.finished_count(), now)
+            observe(self.finished_count, now)
             due = self._next_ticks(now)
 
+    @property
     def finished_count(self) -> int:
         """Requests that left, for whatever reason."""
-        return sum(engine.log.finished_count() for engine in self.engines)
+        return sum(engine.log.finished_count for engine in self.engines)
 
     def request_columns(self, rows: Sequence[int]) -> dict[str, list]:
         """What a fleet adds to the records of these requests: `records.FLEET_REQUEST_COLUMNS`, as far as it knows."""

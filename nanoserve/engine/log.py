@@ -84,7 +84,7 @@ class RunLog:
         self._numbers = {name: array("q", [0]) * num_requests for name in _NUMBERS}
         self._reasons = bytearray(num_requests)
         self._details: dict[int, str] = {}  # by request
-        self._left = 0
+        self.finished_count = 0  # requests that left, for whatever reason
         self._events = spool()  # rows of _EVENT
         self._event_details: dict[int, str] = {}  # by row
         self._plans = spool()  # rows of _PLAN_ROW
@@ -94,7 +94,7 @@ class RunLog:
     def of_replica(self) -> "RunLog":
         """The log of another engine of the same run: plans of its own; requests and events are those of all."""
         log = copy.copy(self)
-        log._left = log._preempted_in_plan = 0
+        log.finished_count = log._preempted_in_plan = 0
         log._plans, log._sparse = type(self._plans)(), _nothing_counted()
         return log
 
@@ -151,7 +151,7 @@ class RunLog:
         max_stall_ticks: int = 0,
     ) -> None:
         """A request left the engine."""
-        self._left += 1
+        self.finished_count += 1
         self._reasons[index] = _REASON_CODES[reason]
         self._times["finish_s"][index] = ticks
         self._numbers["output_tokens"][index] = tokens
@@ -167,10 +167,6 @@ class RunLog:
         """A request that left held so many pages at most, and had written so many KV positions in them."""
         self._numbers["allocated_pages"][index] = pages
         self._numbers["kv_tokens"][index] = kv_tokens
-
-    def finished_count(self) -> int:
-        """Requests that left, for whatever reason."""
-        return self._left
 
     # ---- plans ----
 

@@ -39,7 +39,8 @@ from nanoserve.engine.types import Arrived, FinishReason, MoveKind, Plan, Reques
 from nanoserve.engine.views import Views
 from nanoserve.roofline.counts import StepCounts
 
-StepsBefore = Callable[[StepCounts], int]
+StepsBefore = Callable[[StepCounts, int], int]
+"""(counts of one decode step, now_ticks) -> how many such steps start before the next event outside."""
 
 _COMPLETED = (FinishReason.LENGTH, FinishReason.STOP)
 
@@ -229,7 +230,7 @@ class Scheduler:
 
         Args:
           now_ticks: time, for the log of admissions and preemptions.
-          steps_before: given the counts of one decode step, how many such steps start before the next event outside.
+          steps_before: says how far a plan may go.
 
         Returns:
           The plan, or None when no request is in the engine, a static batch is being gathered, or only what another
@@ -251,11 +252,11 @@ class Scheduler:
         if not step.chunks and not cohort.members:
             return self.plan(now_ticks, steps_before) if pressure.end_hopeless(now_ticks) else None
         moves = self.memory.take_moves() if self.memory.moves else ()
-        counts, horizon = step.counts(1), 1
+        counts, horizon = step.counts(), 1
         if not step.chunks and not moves and not pressure.failed:  # who failed may send another request at once
             horizon = self._horizon(now_ticks, steps_before, counts)
             if horizon > 1:
-                counts = step.counts(horizon)
+                step.lengthen(counts, horizon)
         plan = Plan(self.steps_planned, step.kind(), horizon, counts, step.rows, 0, moves)
         if not self._plain and step.decodes:
             if isinstance(cohort, SpeculatingCohort):
@@ -409,7 +410,7 @@ class Scheduler:
                 counts = dataclasses.replace(
                     counts, decode_seqs=counts.decode_seqs + rows, sampled=counts.sampled + rows
                 )
-            steps = min(steps, steps_before(counts))
+            steps = min(steps, steps_before(counts, now_ticks))
             if self._paged is not None:
                 steps = self.cohort.reserve(self._paged, steps)
         return steps

@@ -1,7 +1,7 @@
 """How far a run is: a bar on a terminal, one line every ten seconds anywhere else.
 
-`update` is called after every plan. When nothing is due it reads the clock and returns (about 0.2 us), so that the
-simulator, which makes tens of thousands of plans a second, does not notice it.
+`update` may be called often: when nothing is due it reads the clock and returns. The simulator makes tens of thousands
+of plans a second, and asks `due` before it makes anything to show (about 0.1 us).
 """
 
 import sys
@@ -40,6 +40,10 @@ class Progress:
         self._clock = clock
         self._start_s = clock()
         self._due_s = self._start_s + self._face.period_s
+
+    def due(self) -> bool:
+        """Whether it is time to show something."""
+        return self._clock() >= self._due_s
 
     def update(self, done: int, **fields: Any) -> None:
         """Says how much is done; shows it if it is time.

@@ -89,7 +89,7 @@ def test_when_the_last_of_a_static_batch_is_aborted_the_others_have_their_answer
     for row, at in engine.load.take(0):
         scheduler.add(engine._request_of(row, at), at)
     for _ in range(2):
-        plan = scheduler.plan(0, lambda counts: 1)
+        plan = scheduler.plan(0, lambda counts, now: 1)
         assert scheduler.apply(plan, engine.executor.submit(plan).result(), 0, 1) == []
     scheduler.abort(1, 1, "asked to")
     assert scheduler.expire(1) == [0]

@@ -57,7 +57,7 @@ def test_nobody_is_lost_and_the_plans_before_stay(start: str, change: dict):
     whole.run()
     run_changed(changed, 25, change)
     assert plans_of(changed)[:25] == plans_of(whole)[:25]
-    assert changed.log.finished_count() == 40 and changed.scheduler.pool.used_count == 0
+    assert changed.log.finished_count == 40 and changed.scheduler.pool.used_count == 0
 
 
 def test_a_change_to_the_same_config_changes_nothing():

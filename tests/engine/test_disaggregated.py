@@ -88,7 +88,7 @@ def test_every_request_leaves_once_and_both_pools_are_whole(jobs, prefill, decod
     fleet = make_pools(jobs, prefill, decode, decode_pages=decode_pages, **options)
     fleet.run()
     reasons = fleet.engines[0].log.request_columns()["finish_reason"]
-    assert len(reasons) == len(jobs) == fleet.finished_count()
+    assert len(reasons) == len(jobs) == fleet.finished_count
     assert set(reasons) <= {"length", "refused", "timed_out", "out_of_memory"}
     for engine in fleet.engines:
         assert held_pages(engine.scheduler) == 0

@@ -131,7 +131,7 @@ def test_every_request_leaves_once_from_where_it_was_routed_and_pools_are_whole(
     fleet = make_fleet(jobs, count, router, clients, timeout_s=to_seconds(150_000_000), **options)
     fleet.run()
     reasons = fleet.engines[0].log.request_columns()["finish_reason"]
-    assert len(reasons) == len(jobs) == fleet.finished_count()
+    assert len(reasons) == len(jobs) == fleet.finished_count
     assert set(reasons) <= {"length", "refused", "timed_out", "out_of_memory"}
     for number, engine in enumerate(fleet.engines):
         assert held_pages(engine.scheduler) == 0

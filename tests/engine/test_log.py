@@ -80,7 +80,7 @@ def test_what_has_not_happened_is_none_and_what_was_not_sent_is_absent():
     assert columns["finish_s"] == [1.0, None]
     assert columns["finish_reason"] == ["refused", ""]
     assert columns["detail"] == ["too long", "still running when the run was cut short"]
-    assert log.finished_count() == 1
+    assert log.finished_count == 1
     assert [json.loads(line).get("detail") for line in log.event_lines()] == [None, None, "too long"]
 
 

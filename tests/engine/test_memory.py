@@ -144,7 +144,7 @@ def scheduler(num_pages: int = 16, **options) -> Scheduler:
 
 def step(one: Scheduler, now: int = 0):
     """A plan and what is left of it after it was applied."""
-    plan = one.plan(now, lambda counts: 1)
+    plan = one.plan(now, lambda counts, now: 1)
     return plan, None if plan is None else one.apply(plan, StepResult(10, 10), now, now + 10)
 
 
@@ -162,7 +162,7 @@ def test_a_request_is_handed_over_after_its_first_token_and_its_pages_stay_until
     handed = one.handed[0]
     assert not one.sequences and (handed.kv_tokens, handed.generated, handed.slot) == (9, 1, -1)
     assert one.pool.used_count == len(handed.pages) == 3
-    assert one.plan(10, lambda counts: 1) is None
+    assert one.plan(10, lambda counts, now: 1) is None
     one.fetched(0)
     assert one.pool.used_count == 0 and not one.handed
     assert sum('"handed_over"' in line for line in log.event_lines()) == 1
@@ -173,7 +173,7 @@ def test_pages_that_nobody_fetched_yet_make_others_wait_not_fail():
     one.add(request(0), 0)
     one.add(request(1), 0)
     step(one)
-    assert one.sequences and one.plan(10, lambda counts: 1) is None
+    assert one.sequences and one.plan(10, lambda counts, now: 1) is None
     one.fetched(0)
     assert step(one, 20)[0].kind is Kind.PREFILL
 

@@ -116,7 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _step(self, limit, stop):
         self._expire()
         before = {s.index: self._progress(s) for s in self.scheduler.sequences.values()}
-        plan = self.scheduler.plan(self.now, lambda counts: limit)
+        plan = self.scheduler.plan(self.now, lambda counts, now: limit)
         failed = self._fail()
         if plan is None:
             if not failed:
@@ -236,14 +236,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self):
-        assert self.log.finished_count() + len(self.scheduler.sequences) == self.added
+        assert self.log.finished_count + len(self.scheduler.sequences) == self.added
 
     def teardown(self):
         """Whatever happened, the log has it, and the engine drains: no deadlock, and an idle pool is a full pool."""
         self._check_endings()
         for _ in range(20_000):
             self.scheduler.expire(self.now)
-            plan = self.scheduler.plan(self.now, lambda counts: 4)
+            plan = self.scheduler.plan(self.now, lambda counts, now: 4)
             if plan is None:
                 if not self._fail():
                     self._wait_for_the_batch()
