@@ -13,6 +13,7 @@ pages were reserved for are taken before anyone joins, or whoever joins gets its
 
 import heapq
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from nanoserve.engine.pages import Pool
 from nanoserve.engine.sequence import Sequence
@@ -110,7 +111,9 @@ class DecodeCohort:
         if first + 1 == end:
             due = begins[first % size].values()
         else:
-            due = [pages for step in range(first, end) for pages in begins[step % size].values()]
+            start, count = first % size, end - first
+            turn = begins[start:] + begins[:start]
+            due = list(chain.from_iterable(map(dict.values, turn * (count // size) + turn[: count % size])))
         if due:
             if len(due) > pool.free_count:
                 return self._reserve_some(pool, first)

@@ -19,7 +19,7 @@ import numpy as np
 
 from nanoserve.engine.records import REQUEST_COLUMNS, STEP_COLUMNS
 from nanoserve.engine.spool import MemorySpool, Spool
-from nanoserve.engine.types import TICKS_PER_S, FinishReason, Kind, Move, MoveKind, Plan, Request, StepResult
+from nanoserve.engine.types import TICK_BITS, TICKS_PER_S, FinishReason, Kind, Move, MoveKind, Plan, Request, StepResult
 from nanoserve.roofline.counts import StepCounts
 
 COUNT_FIELDS = tuple(field.name for field in dataclasses.fields(StepCounts))
@@ -267,7 +267,7 @@ class RunLog:
             self._event(ticks, event, move.index)
 
     def _event(self, ticks: int, event: str, index: int) -> None:
-        self._events += _EVENT.pack(ticks * _NS_PER_S // TICKS_PER_S, _EVENT_CODES[event], index)
+        self._events += _EVENT.pack(ticks * _NS_PER_S >> TICK_BITS, _EVENT_CODES[event], index)
 
     def _sent_rows(self) -> np.ndarray:
         return np.flatnonzero(~np.isnan(np.asarray(self._times["sent_s"])))

@@ -19,8 +19,8 @@ from typing import Protocol
 
 from nanoserve.roofline.counts import StepCounts
 
-_TICK_BITS = 60
-TICKS_PER_S = 1 << _TICK_BITS
+TICK_BITS = 60
+TICKS_PER_S = 1 << TICK_BITS
 _NONE_STOPPED: Mapping[int, int] = types.MappingProxyType({})
 
 
@@ -32,7 +32,7 @@ def to_ticks(seconds: float) -> int:
 
 def to_seconds(ticks: int) -> float:
     """Engine ticks to seconds, correctly rounded."""
-    return math.ldexp(ticks, -_TICK_BITS)
+    return math.ldexp(ticks, -TICK_BITS)
 
 
 class Kind(enum.StrEnum):
@@ -170,9 +170,9 @@ class StepResult:
 
     Attributes:
       duration_ticks: all of its steps. first_step_ticks: the first of them; the others grow linearly from it.
+      host_ticks: part of the duration spent on the host while the device had nothing to do.
       stopped: request index -> how many of its tokens of this plan count, for requests that hit a stop token; the rest
         of a horizon is discarded. Generated text itself stays with the executor.
-      host_ticks: part of the duration spent on the host while the device had nothing to do.
       executed_tokens: tokens that went through the layers, padding included, all steps; None: no padding.
       executed_kv_tokens: KV positions the attention gathered, padding included; None: no padding.
       gained: of a plan whose decode rows verify drafts: request index -> tokens that it gained, 1 to `Row.new_tokens`,
@@ -182,8 +182,8 @@ class StepResult:
 
     duration_ticks: int
     first_step_ticks: int
-    stopped: Mapping[int, int] = _NONE_STOPPED
     host_ticks: int = 0
+    stopped: Mapping[int, int] = _NONE_STOPPED
     executed_tokens: int | None = None
     executed_kv_tokens: int | None = None
     gained: Mapping[int, int] | None = None

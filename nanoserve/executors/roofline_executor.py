@@ -1,7 +1,8 @@
 """Plans that are priced instead of run: the simulator is the real engine with this executor and a virtual clock.
 
 Invariant: exact. A plan of k steps takes what its steps take one by one, in ticks, so a run does not depend on how
-steps are gathered into plans. Next: `nanoserve.roofline.pricing`.
+steps are gathered into plans. But for constants of our own stack, where a plan is one call whatever its steps: it waits
+for the host once, besides (`Calibration.host_call_s`). Next: `nanoserve.roofline.pricing`.
 """
 
 import dataclasses
@@ -85,9 +86,11 @@ class RooflineExecutor:
         counts, pricer = plan.counts, self.pricer
         duration = pricer.plan_ticks(counts)
         first = duration if plan.horizon == 1 else pricer.first_step_ticks(counts, self._growth(plan))
-        result = StepResult(duration, first, host_ticks=pricer.host_ticks(counts))
+        result = StepResult(duration, first, pricer.host_ticks(counts))
         if self._always_padded or plan.padding_rows:
             result = self._with_padding(self._padded(plan), counts, result)
+        if self.pricer.call_ticks:
+            result = self._with_call(result)
         return self._with_moves(plan, result) if plan.moves else result
 
     def steps_before(self, counts: StepCounts, span_ticks: int | None) -> int:
@@ -112,6 +115,16 @@ class RooflineExecutor:
             if tokens := sum(move.tokens for move in plan.moves if move.kind in kinds):
                 ticks += to_ticks(self._slower * float(seconds(tokens)))
         return dataclasses.replace(result, duration_ticks=ticks, first_step_ticks=ticks)
+
+    def _with_call(self, result: StepResult) -> StepResult:
+        """A plan that is a call of its own: its first step waits for the host once more."""
+        ticks = self.pricer.call_ticks
+        return dataclasses.replace(
+            result,
+            duration_ticks=result.duration_ticks + ticks,
+            first_step_ticks=result.first_step_ticks + ticks,
+            host_ticks=result.host_ticks + ticks,
+        )
 
     def _with_padding(self, padded: StepCounts, counts: StepCounts, result: StepResult) -> StepResult:
         """A step whose padding goes through the layers and the head like the rest, but attends to nothing."""
