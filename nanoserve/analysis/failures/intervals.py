@@ -6,21 +6,10 @@ and statistical inference" (JASA 22, 1927); Sen, "Estimates of the regression co
 63, 1968).
 """
 
-import dataclasses
-
 import numpy as np
 from scipy import special
 
-CONFIDENCE = 0.95
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A value and the interval that holds it at 95% confidence."""
-
-    value: float
-    low: float
-    high: float
+from nanoserve.analysis.estimate import CONFIDENCE, Estimate
 
 
 def wilson(successes: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,8 @@ import dataclasses
 import numpy as np
 import polars as pl
 
-from nanoserve.analysis.failures.intervals import Estimate, robust_slope
+from nanoserve.analysis.estimate import Estimate
+from nanoserve.analysis.failures.intervals import robust_slope
 from nanoserve.analysis.finding import Finding, not_computed
 from nanoserve.analysis.service import DAY_S, HOUR_S, Service
 

@@ -13,7 +13,8 @@ import dataclasses
 
 import numpy as np
 
-from nanoserve.analysis.failures.intervals import Estimate, mean_of_blocks
+from nanoserve.analysis.estimate import Estimate
+from nanoserve.analysis.failures.intervals import mean_of_blocks
 from nanoserve.analysis.failures.loss import QUIET_ROWS, Loss
 from nanoserve.analysis.failures.occupancy import rows_of
 

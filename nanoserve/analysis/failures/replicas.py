@@ -14,7 +14,8 @@ import dataclasses
 import numpy as np
 import polars as pl
 
-from nanoserve.analysis.failures.intervals import Estimate, mean_of_blocks
+from nanoserve.analysis.estimate import Estimate
+from nanoserve.analysis.failures.intervals import mean_of_blocks
 from nanoserve.analysis.failures.loss import Loss
 from nanoserve.analysis.finding import Finding, not_computed
 

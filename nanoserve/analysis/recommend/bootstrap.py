@@ -5,29 +5,14 @@ same requests, so what is drawn is the difference within each block. Source: Efr
 the Bootstrap" (1993), chapter 8; Künsch, "The Jackknife and the Bootstrap for General Stationary Observations" (1989).
 """
 
-import dataclasses
-
 import numpy as np
 
+from nanoserve.analysis.estimate import CONFIDENCE, Estimate
+
 _DRAWS, _SEED = 2000, 0
-_CONFIDENCE = 0.95
 
 
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """An estimate and the interval in which 95% of the resampled ones are."""
-
-    estimate: float
-    low: float
-    high: float
-
-    @property
-    def decided(self) -> bool:
-        """Whether the interval is on one side of zero."""
-        return self.low > 0 or self.high < 0
-
-
-def mean_difference(before: np.ndarray, after: np.ndarray, block: np.ndarray) -> Interval:
+def mean_difference(before: np.ndarray, after: np.ndarray, block: np.ndarray) -> Estimate:
     """The mean over requests of after - before, with its interval.
 
     Args:
@@ -39,7 +24,7 @@ def mean_difference(before: np.ndarray, after: np.ndarray, block: np.ndarray) ->
     return _mean(np.where(known, difference, 0.0), known.astype(np.float64), block)
 
 
-def ratio_of_sums(before: np.ndarray, after: np.ndarray, block: np.ndarray) -> Interval:
+def ratio_of_sums(before: np.ndarray, after: np.ndarray, block: np.ndarray) -> Estimate:
     """sum(after) / sum(before), with its interval; NaN where the denominator is 0.
 
     Args:
@@ -53,10 +38,10 @@ def ratio_of_sums(before: np.ndarray, after: np.ndarray, block: np.ndarray) -> I
     return _interval(estimate, ratios)
 
 
-def _mean(values: np.ndarray, weights: np.ndarray, block: np.ndarray) -> Interval:
+def _mean(values: np.ndarray, weights: np.ndarray, block: np.ndarray) -> Estimate:
     sums = np.stack([np.bincount(block, each, minlength=1) for each in (values, weights)])
     if not sums[1].sum():
-        return Interval(np.nan, np.nan, np.nan)
+        return Estimate(np.nan, np.nan, np.nan)
     drawn = _drawn(sums)
     with np.errstate(divide="ignore", invalid="ignore"):
         return _interval(float(sums[0].sum() / sums[1].sum()), drawn[0] / drawn[1])
@@ -69,10 +54,10 @@ def _drawn(sums: np.ndarray) -> np.ndarray:
     return sums @ times.T
 
 
-def _interval(estimate: float, drawn: np.ndarray) -> Interval:
+def _interval(value: float, drawn: np.ndarray) -> Estimate:
     finite = drawn[np.isfinite(drawn)]
     if not finite.size:
-        return Interval(estimate, np.nan, np.nan)
-    tail = (1 - _CONFIDENCE) / 2
+        return Estimate(value, np.nan, np.nan)
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(finite, (tail, 1 - tail))
-    return Interval(estimate, float(low), float(high))
+    return Estimate(value, float(low), float(high))

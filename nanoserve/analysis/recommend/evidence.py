@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from nanoserve.analysis.estimate import Estimate
 from nanoserve.analysis.finding import Finding
-from nanoserve.analysis.recommend.bootstrap import Interval
 from nanoserve.analysis.recommend.search import Curve
 from nanoserve.report import units
 
@@ -77,7 +77,7 @@ def _choice(verdict: Verdict) -> dict[str, Any]:
         "chosen": curve.settings[curve.held].label if verdict.undone else curve.setting.label,
         "verdict": curve.verdict,
         "load": verdict.load,
-        "worth_change": curve.worth.estimate,
+        "worth_change": curve.worth.value,
         "worth_low": curve.worth.low,
         "worth_high": curve.worth.high,
     }
@@ -103,20 +103,20 @@ def values_finding(verdicts: Sequence[Verdict], requests: int) -> Finding:
     return Finding(key="recommend.values", title=title, rows=requests, values={"changed": len(changed), "knobs": rows})
 
 
-def points(worth: Interval) -> str:
+def points(worth: Estimate) -> str:
     """A difference in worth with its interval, in points of a hundred requests."""
-    return f"{100 * worth.estimate:+.2f} points (95% interval {100 * worth.low:+.2f} to {100 * worth.high:+.2f})"
+    return f"{100 * worth.value:+.2f} points (95% interval {100 * worth.low:+.2f} to {100 * worth.high:+.2f})"
 
 
 def _short(curve: Curve, undone: str) -> str:
     held, chosen = curve.settings[curve.held].label, curve.setting.label
-    worth = 100 * curve.worth.estimate
+    worth = 100 * curve.worth.value
     if undone:
         return f"{held} stays, {undone}"
     if curve.verdict == "better":
         return f"{chosen} instead of {held} is worth {worth:+.1f} points"
     if curve.verdict == "sooner":
-        return f"{chosen} instead of {held} answers {units.share(curve.pace.estimate)} sooner"
+        return f"{chosen} instead of {held} answers {units.share(curve.pace.value)} sooner"
     return {
         "safer": f"{chosen} is as good as {held}, and safer",
         "right": f"{held} is right",
@@ -135,7 +135,7 @@ def _sentence(curve: Curve, undone: str) -> str:
         "better": f"{chosen} instead of {held}: good less failed requests change by {worth}.",
         "sooner": (
             f"{chosen} instead of {held}: worth the same within what can be told, {worth}, and answers come "
-            f"{units.share(curve.pace.estimate)} sooner."
+            f"{units.share(curve.pace.value)} sooner."
         ),
         "safer": f"{chosen} instead of {held}: the safer of two that cannot be told apart, {worth}.",
         "right": f"{held} is right already: the best other value changes good less failed requests by {worth}.",

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from nanoserve.analysis.estimate import Estimate
 from nanoserve.analysis.finding import Finding
-from nanoserve.analysis.recommend.bootstrap import Interval, mean_difference, ratio_of_sums
+from nanoserve.analysis.recommend.bootstrap import mean_difference, ratio_of_sums
 from nanoserve.analysis.recommend.evidence import points
 from nanoserve.analysis.recommend.saturation import WITHIN_SLO, Ceiling
 from nanoserve.analysis.recommend.trial import Trial
@@ -40,15 +41,15 @@ class Comparison:
         """Good requests per second of held-out time."""
         return float(trial.good.sum()) / self.covered_s
 
-    def failures(self) -> Interval:
+    def failures(self) -> Estimate:
         """Failures after over failures before."""
         return ratio_of_sums(self.before.failed.astype(float), self.after.failed.astype(float), self.block)
 
-    def goodput(self) -> Interval:
+    def goodput(self) -> Estimate:
         """Goodput after over goodput before."""
         return ratio_of_sums(self.before.good.astype(float), self.after.good.astype(float), self.block)
 
-    def worth(self) -> Interval:
+    def worth(self) -> Estimate:
         """Change of good less failed requests, as a share of all."""
         return mean_difference(self.before.worth, self.after.worth, self.block)
 
@@ -75,8 +76,8 @@ def failures_finding(comparison: Comparison) -> Finding:
     ratio = comparison.failures()
     values: dict[str, Any] = {"load": comparison.load, "before": before, "after": after}
     if before:
-        values |= {"cut_share": 1 - ratio.estimate, "cut_low_share": 1 - ratio.high, "cut_high_share": 1 - ratio.low}
-        cut = f"{units.share(1 - ratio.estimate)} fewer ({1 - ratio.high:.1%} to {1 - ratio.low:.1%})"
+        values |= {"cut_share": 1 - ratio.value, "cut_low_share": 1 - ratio.high, "cut_high_share": 1 - ratio.low}
+        cut = f"{units.share(1 - ratio.value)} fewer ({1 - ratio.high:.1%} to {1 - ratio.low:.1%})"
         title = f"Held-out failures go from {before:,} to {after:,}: {cut if after < before else 'no fewer'}"
     else:
         title = (
@@ -103,7 +104,7 @@ def goodput_finding(comparison: Comparison) -> Finding:
         "load": comparison.load,
         "before_rps": before,
         "after_rps": after,
-        "change_share": ratio.estimate - 1,
+        "change_share": ratio.value - 1,
         "change_low_share": ratio.low - 1,
         "change_high_share": ratio.high - 1,
     }
@@ -111,7 +112,7 @@ def goodput_finding(comparison: Comparison) -> Finding:
     rates = f"{units.significant(after)} instead of {units.significant(before)} good requests a second"
     return Finding(
         key="proof.goodput",
-        title=f"Goodput changes by {ratio.estimate - 1:+.1%} ({interval}) at {_load(comparison.load)}",
+        title=f"Goodput changes by {ratio.value - 1:+.1%} ({interval}) at {_load(comparison.load)}",
         rows=len(comparison.arrival_s),
         values=values,
         series=_over_time(comparison, "good"),
@@ -162,7 +163,7 @@ def _verdict(comparisons: Sequence[Comparison]) -> str:
     for each in comparisons:
         worth = each.worth()
         if worth.decided:
-            better = "beats" if worth.estimate > 0 else "is worse than"
+            better = "beats" if worth.value > 0 else "is worse than"
             return f"The recommended config {better} the baseline at {_load(each.load)}"
     return "The recommended config cannot be told from the baseline"
 

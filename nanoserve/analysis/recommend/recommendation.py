@@ -146,7 +146,7 @@ class _Search:
         """Whether the logged load is served worse."""
         one, other = (_run(each, self._trace, self._split.training, 1.0, self._told) for each in (before, after))
         worth = mean_difference(one.worth, other.worth, block)
-        return worth.high < 0 and worth.estimate < -LEAST_WORTH
+        return worth.high < 0 and worth.value < -LEAST_WORTH
 
     def verdicts(self, found: Experiment, findings: Sequence[Finding]) -> tuple[Verdict, ...]:
         """What became of each knob that was turned."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from nanoserve.analysis.recommend.bootstrap import Interval, mean_difference
+from nanoserve.analysis.estimate import Estimate
+from nanoserve.analysis.recommend.bootstrap import mean_difference
 from nanoserve.analysis.recommend.knobs import Knob, Setting
 from nanoserve.analysis.recommend.trial import Trial
 from nanoserve.experiment import Experiment
@@ -50,8 +51,8 @@ class Curve:
     trials: tuple[Trial, ...]
     held: int
     chosen: int
-    worth: Interval
-    pace: Interval
+    worth: Estimate
+    pace: Estimate
     verdict: str
     tied: tuple[int, ...]
 
@@ -96,7 +97,7 @@ def _tried(setting: Setting, now: Experiment, run: Run) -> Trial | None:
 def _judged(knob: Knob, settings: Sequence[Setting], trials: Sequence[Trial], held: int, block: np.ndarray) -> Curve:
     worth = [mean_difference(trials[held].worth, trial.worth, block) for trial in trials]
     pace = [pace_gain(trials[held], trial, block) for trial in trials]
-    best = max((place for place in range(len(trials)) if place != held), key=lambda place: worth[place].estimate)
+    best = max((place for place in range(len(trials)) if place != held), key=lambda place: worth[place].value)
     tied = tuple(place for place in range(len(trials)) if _level(trials[best], trials[place], block))
     verdict, chosen = _decision(trials, worth, pace, held, best)
     if verdict == "better":
@@ -124,28 +125,28 @@ def _of_equals(tied: Sequence[int], trials: Sequence[Trial], held: int, block: n
     allowed = trials[nearest].failed.mean() + LEAST_WORTH
     pace = {place: pace_gain(trials[nearest], trials[place], block) for place in tied}
     sooner = [place for place in tied if _sooner(pace[place]) and trials[place].failed.mean() <= allowed]
-    return max(sooner, key=lambda place: pace[place].estimate) if sooner else nearest
+    return max(sooner, key=lambda place: pace[place].value) if sooner else nearest
 
 
-def _sooner(pace: Interval) -> bool:
-    return pace.low > 0 and pace.estimate >= LEAST_PACE
+def _sooner(pace: Estimate) -> bool:
+    return pace.low > 0 and pace.value >= LEAST_PACE
 
 
 def _decision(
-    trials: Sequence[Trial], worth: Sequence[Interval], pace: Sequence[Interval], held: int, best: int
+    trials: Sequence[Trial], worth: Sequence[Estimate], pace: Sequence[Estimate], held: int, best: int
 ) -> tuple[str, int]:
     """The verdict, and the place that it falls on; `worth` and `pace` are changes from the value in force."""
     if all(_equal(trials[held], trial) for trial in trials):
         return "same", held
-    if worth[best].decided and worth[best].estimate > LEAST_WORTH:
+    if worth[best].decided and worth[best].value > LEAST_WORTH:
         return "better", best
     allowed = trials[held].failed.mean() + LEAST_WORTH  # refusing some makes the others faster
     others = [place for place in range(len(trials)) if place != held]
     level = [place for place in others if not _worse(worth[place]) and trials[place].failed.mean() <= allowed]
     sooner = [place for place in level if _sooner(pace[place])]
     if sooner:
-        return "sooner", max(sooner, key=lambda place: pace[place].estimate)
-    if not level or worth[best].estimate < -LEAST_WORTH:
+        return "sooner", max(sooner, key=lambda place: pace[place].value)
+    if not level or worth[best].value < -LEAST_WORTH:
         return "right", held
     undecided = worth[best].high > LEAST_WORTH and not worth[best].decided
     return ("undecided" if undecided else "alike"), held
@@ -159,11 +160,11 @@ def _level(best: Trial, other: Trial, block: np.ndarray) -> bool:
     return not _worse(mean_difference(best.worth, other.worth, block))
 
 
-def _worse(worth: Interval) -> bool:
-    return worth.high < 0 and worth.estimate < -LEAST_WORTH
+def _worse(worth: Estimate) -> bool:
+    return worth.high < 0 and worth.value < -LEAST_WORTH
 
 
-def pace_gain(before: Trial, after: Trial, block: np.ndarray) -> Interval:
+def pace_gain(before: Trial, after: Trial, block: np.ndarray) -> Estimate:
     """How much sooner answers come, as a share, mean of first tokens and whole answers, of requests that both answer.
 
     The mean is of logarithms, so that short answers count as much as long ones.
@@ -171,7 +172,7 @@ def pace_gain(before: Trial, after: Trial, block: np.ndarray) -> Interval:
     with np.errstate(divide="ignore", invalid="ignore"):
         before_log, after_log = (np.log(trial.ttft_s) + np.log(trial.e2e_s) for trial in (before, after))
     slower = mean_difference(before_log / 2, after_log / 2, block)
-    return Interval(*(float(-np.expm1(each)) for each in (slower.estimate, slower.high, slower.low)))
+    return Estimate(*(float(-np.expm1(each)) for each in (slower.value, slower.high, slower.low)))
 
 
 def descend(knobs: Sequence[Knob], start: Experiment, run: Run, block: np.ndarray) -> tuple[Experiment, list[Curve]]:
@@ -216,7 +217,7 @@ def pruned(
         if trial is None:
             continue
         worth, pace = mean_difference(trial.worth, full.worth, block), pace_gain(trial, full, block)
-        gains = (worth.decided and worth.estimate > LEAST_WORTH) or _sooner(pace)
+        gains = (worth.decided and worth.value > LEAST_WORTH) or _sooner(pace)
         if not gains:
             now, full = without, trial
             taken_back.append(curve.knob.name)

@@ -16,6 +16,8 @@ from nanoserve.analysis.service import Service
 
 _PEAK = 0.99  # quantile of buckets that is called the peak: a single bucket is an accident
 _BINS = 24
+_SHARES = ("compute", "bandwidth")
+_NOTHING_OF_CHIPS = "no telemetry has compute and bandwidth"
 
 
 def machine_by_hour(service: Service) -> Finding:
@@ -28,19 +30,19 @@ def machine_by_hour(service: Service) -> Finding:
       `usage.machine.hours`; rows are buckets.
     """
     key = "usage.machine.hours"
-    table = service.telemetry
-    if table is None or not service.telemetry_has("compute", "bandwidth"):
-        return not_computed(key, "Compute against bandwidth", "no telemetry has both")
+    table = _of_chips(service)
+    if table is None:
+        return not_computed(key, "Compute against bandwidth", _NOTHING_OF_CHIPS)
     if not service.dated:
         return not_computed(key, "Compute against bandwidth", "the logs do not say what hour it was")
     hours = service.hours(table["time_s"].to_numpy())
-    shares = table.select(pl.Series("hour", hours), "compute", "bandwidth").drop_nulls()
+    shares = table.select(pl.Series("hour", hours), *_SHARES).drop_nulls()
     by_hour = shares.group_by("hour").agg(
-        pl.col("compute", "bandwidth").mean(),
-        pl.col("compute", "bandwidth").quantile(0.95).name.suffix("_p95"),
+        pl.col(*_SHARES).mean(),
+        pl.col(*_SHARES).quantile(0.95).name.suffix("_p95"),
     )
     by_hour = by_hour.sort("hour")
-    columns = {name: shares[name].to_numpy() for name in ("compute", "bandwidth")}
+    columns = {name: shares[name].to_numpy() for name in _SHARES}
     mean = {name: float(column.mean()) for name, column in columns.items()}
     peak = {name: float(np.quantile(column, _PEAK)) for name, column in columns.items()}
     scarce = max(peak, key=lambda name: peak[name])
@@ -66,6 +68,11 @@ def machine_by_hour(service: Service) -> Finding:
     )
 
 
+def _of_chips(service: Service) -> pl.DataFrame | None:
+    """Telemetry, if it says how busy the chips were."""
+    return service.telemetry if service.telemetry_has(*_SHARES) else None
+
+
 def _memory_peak(table: pl.DataFrame) -> dict[str, float]:
     """Share of device memory in use at peak, where telemetry says how much there is."""
     if not {"memory_bytes", "memory_total_bytes"} <= set(table.columns):
@@ -84,21 +91,21 @@ def machine_by_load(service: Service) -> Finding:
       `usage.machine.load`; rows are buckets.
     """
     key = "usage.machine.load"
-    table = service.telemetry
-    if table is None or not service.telemetry_has("compute", "bandwidth"):
-        return not_computed(key, "Utilisation against load", "no telemetry has compute and bandwidth")
+    table = _of_chips(service)
+    if table is None:
+        return not_computed(key, "Utilisation against load", _NOTHING_OF_CHIPS)
     load, unit = _load(service, table)
-    shares = table.select(load.alias("load"), "compute", "bandwidth").drop_nulls().filter(pl.col("load") > 0)
+    shares = table.select(load.alias("load"), *_SHARES).drop_nulls().filter(pl.col("load") > 0)
     if shares.height < 2:
         return not_computed(key, "Utilisation against load", "no two buckets have any load")
     step = max(float(np.quantile(shares["load"].to_numpy(), 0.999)) / _BINS, 1e-9)
     place = (pl.col("load") / step).floor().clip(0, _BINS - 1)
     bins = (
         shares.group_by((place * step).alias("load"))
-        .agg(pl.col("compute", "bandwidth").mean(), pl.len().alias("buckets"))
+        .agg(pl.col(*_SHARES).mean(), pl.len().alias("buckets"))
         .sort("load")
     )
-    slope = {name: _slope(shares["load"].to_numpy(), shares[name].to_numpy()) for name in ("compute", "bandwidth")}
+    slope = {name: _slope(shares["load"].to_numpy(), shares[name].to_numpy()) for name in _SHARES}
     faster = max(slope, key=lambda name: slope[name])
     return Finding(
         key=key,

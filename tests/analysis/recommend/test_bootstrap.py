@@ -12,7 +12,7 @@ def test_the_interval_of_independent_blocks_is_that_of_the_normal_law():
     difference = np.random.default_rng(1).normal(1.0, 2.0, 400)
     found = mean_difference(np.zeros(400), difference, np.arange(400))
     error = difference.std() / 20
-    assert found.estimate == pytest.approx(difference.mean())
+    assert found.value == pytest.approx(difference.mean())
     assert found.low == pytest.approx(difference.mean() - 1.96 * error, abs=0.03)
     assert found.high == pytest.approx(difference.mean() + 1.96 * error, abs=0.03)
 
@@ -28,7 +28,7 @@ def test_requests_that_fare_alike_count_as_one():
 def test_equal_runs_do_not_differ(good):
     values = np.array(good, float)
     found = mean_difference(values, values, np.arange(len(good)) // 3)
-    assert (found.estimate, found.low, found.high) == (0.0, 0.0, 0.0) and not found.decided
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0) and not found.decided
 
 
 def test_an_interval_on_one_side_of_zero_is_a_decision():
@@ -39,17 +39,17 @@ def test_an_interval_on_one_side_of_zero_is_a_decision():
 
 def test_requests_that_one_run_did_not_answer_are_left_out():
     found = mean_difference(np.array([1.0, np.nan, 3.0]), np.array([2.0, 5.0, np.nan]), np.zeros(3, int))
-    assert found.estimate == 1.0
+    assert found.value == 1.0
 
 
 def test_nothing_to_compare_is_not_a_number():
-    assert np.isnan(mean_difference(np.full(4, np.nan), np.ones(4), np.zeros(4, int)).estimate)
+    assert np.isnan(mean_difference(np.full(4, np.nan), np.ones(4), np.zeros(4, int)).value)
 
 
 def test_a_ratio_of_sums_is_of_the_sums():
     found = ratio_of_sums(np.array([4.0, 4.0, 0.0]), np.array([1.0, 1.0, 0.0]), np.arange(3))
-    assert found.estimate == 0.25 and found.low <= 0.25 <= found.high
+    assert found.value == 0.25 and found.low <= 0.25 <= found.high
 
 
 def test_a_ratio_to_nothing_is_not_a_number():
-    assert np.isnan(ratio_of_sums(np.zeros(3), np.zeros(3), np.arange(3)).estimate)
+    assert np.isnan(ratio_of_sums(np.zeros(3), np.zeros(3), np.arange(3)).value)

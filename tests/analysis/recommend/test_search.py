@@ -55,7 +55,7 @@ def turned(trials: dict[int, Trial]) -> search.Curve:
 def test_a_value_that_is_worth_more_is_taken():
     curve = turned({32: trial(0.5), 64: trial(0.7), 128: trial(0.95)})
     assert (curve.verdict, curve.setting.label) == ("better", "128")
-    assert curve.worth.estimate == pytest.approx(0.25, abs=0.01) and curve.worth.low > 0
+    assert curve.worth.value == pytest.approx(0.25, abs=0.01) and curve.worth.low > 0
 
 
 def test_of_values_that_are_worth_the_same_the_nearest_is_taken():
@@ -80,7 +80,7 @@ def test_what_the_requests_cannot_decide_stays_and_is_said():
     before = dataclasses.replace(trial(0.9), good=trial(0.9).good ^ (swayed & (BLOCK % 2 == 1)))
     worth = search.mean_difference(before.worth, after.worth, BLOCK)
     assert worth.low < 0 < worth.high
-    pair = {64: before, 128: after} if worth.estimate > 0 else {64: after, 128: before}
+    pair = {64: before, 128: after} if worth.value > 0 else {64: after, 128: before}
     assert turned(pair).verdict == "undecided" and not turned(pair).turned
 
 
@@ -91,7 +91,7 @@ def test_where_no_request_fares_differently_it_is_said():
 def test_answers_that_come_sooner_decide_between_equals():
     curve = turned({64: trial(0.9), 128: trial(0.9, e2e_s=9.0)})
     assert (curve.verdict, curve.setting.label) == ("sooner", "128")
-    assert curve.pace.estimate == pytest.approx(0.1)
+    assert curve.pace.value == pytest.approx(0.1)
 
 
 def test_answers_that_come_sooner_because_others_are_refused_do_not_count():
