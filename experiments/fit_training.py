@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare c
 
 from experiments import command
 from experiments.validate import LOG
-from nanoserve.analysis.comparison import training_of
-from nanoserve.analysis.published import read_published
-from nanoserve.analysis.rows import Case, case_of
-from nanoserve.analysis.training import fit_host, fit_overlap
-from nanoserve.analysis.vllm_log import read_vllm_log
+from nanoserve.analysis.published.comparison import training_of
+from nanoserve.analysis.published.results import read_published
+from nanoserve.analysis.published.rows import Case, case_of
+from nanoserve.analysis.published.training import fit_host, fit_overlap
+from nanoserve.analysis.published.vllm_log import read_vllm_log
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STACKS = {"vllm_sync": False, "trtllm_serve": True}  # stack -> whether the overhead of fp8 products is fitted too

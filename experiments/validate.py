@@ -21,11 +21,11 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
 from experiments import command
-from nanoserve.analysis.comparison import Comparison, Replayer, compare_log, compare_row
-from nanoserve.analysis.published import read_published
-from nanoserve.analysis.rows import Case, NotReplayed, case_of
-from nanoserve.analysis.validation import validation_entries
-from nanoserve.analysis.vllm_log import MeasuredLog, read_vllm_log
+from nanoserve.analysis.published.comparison import Comparison, Replayer, compare_log, compare_row
+from nanoserve.analysis.published.results import read_published
+from nanoserve.analysis.published.rows import Case, NotReplayed, case_of
+from nanoserve.analysis.published.validation import validation_entries
+from nanoserve.analysis.published.vllm_log import MeasuredLog, read_vllm_log
 from nanoserve.report.progress import Progress
 from nanoserve.roofline.constants_files import VALIDATION
 from nanoserve.specs.errors import CapacityError, ConfigError

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments import command
-from nanoserve.analysis.comparison import METRICS, Comparison
-from nanoserve.analysis.rows import NotReplayed
-from nanoserve.analysis.targets import judge
-from nanoserve.analysis.validation import ErrorSummary, errors_by
+from nanoserve.analysis.published.comparison import METRICS, Comparison
+from nanoserve.analysis.published.rows import NotReplayed
+from nanoserve.analysis.published.targets import judge
+from nanoserve.analysis.published.validation import ErrorSummary, errors_by
 
 _GROUP = ("source", "engine", "model", "chip", "precision", "constants")
 _HEADINGS = {"ttft": "mean TTFT", "tpot": "TPOT", "throughput": "throughput"}
@@ -150,7 +150,8 @@ left out of that error too. Errors by group, training rows included:
 _HOW = """## How rows were replayed
 
 - **Engine.** Token budget, slots and page size are the defaults of the stack and version on that hardware
-  (`nanoserve/analysis/stacks.py`), unless the row states them. Slots of a closed loop are its number of users.
+  (`nanoserve/analysis/published/stacks.py`), unless the row states them. Slots of a closed loop are its number of
+  users.
 - **Requests.** As many as the row states, else ten a user and at most 1,500; from a cold start, all counted, as those
   clients do.
 - **Lengths.** InferenceX rows ("U[0.8, 1.0]") draw prompts and outputs evenly from 0.8 of the nominal length to all of

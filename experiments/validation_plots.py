@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanoserve.analysis.comparison import METRICS, Comparison
+from nanoserve.analysis.published.comparison import METRICS, Comparison
 from nanoserve.report import theme
 from nanoserve.specs.errors import ConfigError
 

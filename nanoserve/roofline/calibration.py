@@ -28,6 +28,7 @@ __all__ = [
     "Kernel",
     "Mode",
     "Validation",
+    "calibration_of",
     "constants_for",
     "provenance",
 ]
@@ -61,7 +62,7 @@ def constants_for(
     file = constants_file(chip, stack)
     if mode == "sol":
         return _speed_of_light(chip, file)
-    calibrated = _calibrated(chip, precision, file)
+    calibrated = calibration_of(chip, precision, file)
     return calibrated if mode == "calibrated" else _looked_up(chip, precision, file, calibrated, table)
 
 
@@ -105,6 +106,7 @@ def provenance(calibration: Calibration, chip: ChipSpec) -> list[tuple[str, str,
         *rows,
         ("host gap per step", f"{calibration.host_gap_s * 1e3:g}", "ms", source["host_gap_s"]),
         ("host gap per row sampled", f"{calibration.host_row_s * 1e3:g}", "ms", source["host_gap_s"]),
+        ("host gap per plan", f"{calibration.host_call_s * 1e3:g}", "ms", source["host_gap_s"]),
         ("runtime memory", f"{calibration.runtime_bytes / _GIB:.3g}", "GiB", source["runtime_bytes"]),
         ("collectives' memory", f"{calibration.collectives_bytes / _GIB:.3g}", "GiB", source["runtime_bytes"]),
     ]
@@ -201,11 +203,17 @@ _KINDS = {
 }
 
 
-def _calibrated(chip: ChipSpec, precision: Precision, file: ConstantsFile) -> Calibration:
+def calibration_of(chip: ChipSpec, precision: Precision, file: ConstantsFile) -> Calibration:
+    """Returns the constants that a file has for a chip, which may be another than its own.
+
+    Raises:
+      ConfigError: the file lacks some of them.
+    """
     borrowed = "" if file.chip == chip.name else _borrowed(chip, file)
-    kv = "fp8" if precision.kv in EIGHT_BIT else "bf16"
     memory, host = file.entry("memory", "chip"), file.entry("host", "step")
     validation = constants_files.validation(chip.name, file.stack, "calibrated")
+    if not validation.rows and file.chip == chip.name and file.validation:
+        validation = file.own_validation()
     return Calibration(
         name=f"{file.label}{borrowed}",
         chip=chip.name,
@@ -214,17 +222,24 @@ def _calibrated(chip: ChipSpec, precision: Precision, file: ConstantsFile) -> Ca
         file=file.name,
         matmul={dtype: file.kernel("matmul", dtype) for dtype in file.variants("matmul")},
         grouped_matmul={dtype: file.kernel("grouped_matmul", dtype) for dtype in file.variants("grouped_matmul")},
-        decode_attention=file.kernel("attention_decode", kv),
-        prefill_attention=file.kernel("attention_prefill", kv),
+        decode_attention=_attention(file, "attention_decode", precision.kv),
+        prefill_attention=_attention(file, "attention_prefill", precision.kv),
         collectives=file.collectives(chip.link_bytes_per_s),
         elementwise=file.kernel("elementwise", "any"),
         host_gap_s=host["gap_s"],
         host_row_s=host.get("row_s", 0.0),
+        host_call_s=host.get("call_s", 0.0),
         runtime_bytes=memory["runtime_bytes"],
         collectives_bytes=memory["collectives_bytes"],
         sources={field: file.source(*kinds) + borrowed for field, kinds in _KINDS.items()},
         validation=validation if validation.rows or not borrowed else _uncalibrated(chip, file),
     )
+
+
+def _attention(file: ConstantsFile, kind: str, kv: str) -> Kernel:
+    """Of the KV dtype itself, where it is known; else of 8 bits, or of 16."""
+    usual = "fp8" if kv in EIGHT_BIT else "bf16"
+    return file.kernel(kind, kv if kv in file.variants(kind) else usual)
 
 
 _TABLE_FIELDS = ("matmul", "decode_attention", "prefill_attention", "collectives")

@@ -210,7 +210,7 @@ def _walk(program: Program, name: str, times: float, assumed: Assumed, depth: in
         match instruction.opcode:
             case "while":
                 condition, body = _loop(instruction)
-                trips = _known_trips(instruction) or stated_trips(program.computations[condition])
+                trips = known_trips(instruction) or stated_trips(program.computations[condition])
                 inner = depth + (trips is None)
                 yield from _walk(program, body, times * (trips or _given(instruction, assumed, depth)), assumed, inner)
             case "conditional":
@@ -225,8 +225,8 @@ def _branch(program: Program, instruction: Instruction, times: float, assumed: A
     return choose(branches, key=lambda branch: (sum(each.cycles for each in branch), len(branch)))
 
 
-def _known_trips(loop: Instruction) -> int | None:
-    """The length of a loop as XLA for GPUs notes it."""
+def known_trips(loop: Instruction) -> int | None:
+    """The length of a loop as XLA for GPUs notes it; None where it knows none."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     return int(known[1]) if known else None
 

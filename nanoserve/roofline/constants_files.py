@@ -3,7 +3,8 @@
 A file holds, for each kind of operation and variant (operand dtype, KV dtype, ways), its constants (seconds, and shares
 of the datasheet's figures), the `source` they were read from, and, where `experiments/calibrate.py` fitted them, the
 `fit`: rows it was fitted on, rows held out, and errors by bucket of shapes. `validation.json` says by chip, stack and
-mode how far whole steps were off; `experiments/validate.py` writes it.
+mode how far whole steps were off; `experiments/validate.py` writes it. Where whole steps of a stack were measured
+beside its operations, its file says that itself, until results of it are published and replayed.
 
 Invariant: what is read here is checked where it is used, so a file that lacks a constant is an error that names it.
 Next: `calibration`, which makes a `Calibration` of a file.
@@ -22,6 +23,7 @@ from nanoserve.specs.errors import ConfigError, nearest
 
 FOLDER = Path(__file__).with_name("constants")
 VALIDATION = FOLDER / "validation.json"
+OWN_STACK = "nanoserve"
 VALIDATED_METRICS = ("tpot", "ttft", "throughput")
 
 _KERNEL_FIELDS = {field.name for field in dataclasses.fields(Kernel)}
@@ -36,6 +38,8 @@ class ConstantsFile:
       command: writes the file again; empty where it is written by hand.
       base: `CHIP.STACK` of the file whose constants stand where this one has none; empty for none.
       constants: kind (`matmul`, `attention_decode`, ...) -> variant (`bf16`, `8`, ...) -> constant -> value.
+      validation: how far off steps are that no constant was fitted to: `rows`, `of` (what they are), `held_out` (their
+        names), `step` (errors); empty where none were measured.
     """
 
     chip: str
@@ -44,6 +48,7 @@ class ConstantsFile:
     command: str
     base: str = ""
     constants: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -89,6 +94,17 @@ class ConstantsFile:
             bulk = Collective(entry["bulk_overhead_s"], entry["bulk_link_share"] * link)
         return Collective(entry["overhead_s"], entry["link_share"] * link, bulk, longest_bytes, beyond)
 
+    def own_validation(self) -> Validation:
+        """What the file knows of its error on whole steps."""
+        found = self.validation
+        return Validation(
+            rows=found["rows"],
+            of=found["of"],
+            sources=tuple(found["held_out"]),
+            errors={"step": Errors(**found["step"])},
+            command=self.command,
+        )
+
     def source(self, *kinds: str) -> str:
         """Where the constants of kinds were read: each thing said once."""
         said = dict.fromkeys(entry["source"] for kind in kinds for entry in self.constants.get(kind, {}).values())
@@ -112,11 +128,17 @@ def load(chip: str, stack: str) -> ConstantsFile:
     Raises:
       ConfigError: there is none, or it cannot be read.
     """
-    own = read(chip, stack)
+    return with_base(read(chip, stack))
+
+
+def with_base(own: ConstantsFile) -> ConstantsFile:
+    """Returns a file with what it takes from its base; raises as `load`."""
     if not own.base:
         return own
     base = load(*own.base.split(".", maxsplit=1))
-    note = f"as in {base.name}" if base.chip == chip else f"carried over from {base.name} as shares of the datasheet"
+    note = (
+        f"as in {base.name}" if base.chip == own.chip else f"carried over from {base.name} as shares of the datasheet"
+    )
     constants = {kind: _noted(entries, note) for kind, entries in base.constants.items()}
     for kind, entries in own.constants.items():
         constants.setdefault(kind, {}).update({variant: dict(entry) for variant, entry in entries.items()})
@@ -145,6 +167,8 @@ def save(path: Path, file: ConstantsFile) -> None:
       ConfigError: it cannot be written.
     """
     head = {name: value for name, value in dataclasses.asdict(file).items() if name != "constants"}
+    if not file.validation:
+        del head["validation"]
     kinds = (
         f" {json.dumps(kind)}: {{\n"
         + ",\n".join(f"   {json.dumps(v)}: {json.dumps(e)}" for v, e in entries.items())

@@ -43,6 +43,15 @@ class Kernel:
     quantise_share: float = math.inf
 
 
+def product_variant(compute: str, stored: str) -> str:
+    """What the constants of a product go by: its operands' dtype, and the matrix's own where it is stored in another.
+
+    Args:
+      compute: operand dtype. stored: of the matrix; `int4` that is multiplied in bf16 has the variant `bf16_int4`.
+    """
+    return compute if stored == compute else f"{compute}_{stored}"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Collective:
     """All-reduce and its relatives: overhead, and bus bandwidth (ring bytes over time) of one chip.
@@ -88,8 +97,9 @@ class Validation:
     """What is known of a mode's error on whole steps: published results that were replayed, or why there are none.
 
     Attributes:
-      reason: of a mode without results. rows: results that were replayed. sources: where they were published.
-      errors: metric (`tpot`, `ttft`, `throughput`) -> its errors. command: makes them again.
+      reason: of a mode without results. rows: results that were predicted. sources: where they were published.
+      errors: metric (`tpot`, `ttft`, `throughput`, `step`) -> its errors. command: makes them again.
+      of: what the results are.
     """
 
     reason: str = ""
@@ -97,6 +107,7 @@ class Validation:
     sources: tuple[str, ...] = ()
     errors: Mapping[str, Errors] = dataclasses.field(default_factory=dict)
     command: str = ""
+    of: str = "published results"
 
     def __str__(self) -> str:
         """One line for a summary."""
@@ -106,7 +117,7 @@ class Validation:
             f"{metric} {error.mean_abs:.1%} (median {error.p50:.1%}, p90 {error.p90:.1%})"
             for metric, error in self.errors.items()
         )
-        return f"mean absolute error on {self.rows} published results: {found}"
+        return f"mean absolute error on {self.rows} {self.of}: {found}"
 
 
 class OpTable(Protocol):
@@ -123,11 +134,13 @@ class Calibration:
 
     Attributes:
       name: short label. chip, mode. stack: whose kernels were measured. file: the constants' file; empty for `sol`.
-      matmul: by operand dtype; `bf16` is always there and stands for dtypes that are not.
+      matmul: by `product_variant`; `bf16` is always there and stands for dtypes that are not.
       grouped_matmul: products of routed experts, by operand dtype; empty where they are priced as `matmul`.
       decode_attention, prefill_attention: for the KV dtype of the precision.
       collectives: by ways. elementwise: norms, rotation, activation, embedding, sampling.
       host_gap_s, host_row_s: what the chip waits for the host, per step and per row sampled in it.
+      host_call_s: the same per plan, where a plan is one call of a program that loops over its steps; 0 where a stack
+        has a call for every step.
       runtime_bytes, collectives_bytes: memory that neither weights, activations nor KV may use, per chip; the second
         only with more than one chip.
       sources: field name -> where it was read. validation: what the mode's error on whole steps is known to be.
@@ -147,19 +160,25 @@ class Calibration:
     elementwise: Kernel
     host_gap_s: float
     host_row_s: float = 0.0
+    host_call_s: float = 0.0
     runtime_bytes: int
     collectives_bytes: int
     sources: Mapping[str, str]
     validation: Validation
     table: OpTable | None = None
 
-    def matmul_for(self, compute: str) -> Kernel:
-        """Constants of matrix products with operands in `compute`."""
-        return self.matmul.get(compute, self.matmul["bf16"])
+    def matmul_for(self, compute: str, stored: str) -> Kernel:
+        """Constants of matrix products with operands in `compute` and a matrix stored in `stored`.
+
+        Where nothing is known of reading a matrix in another dtype than it is multiplied in, those of the operands.
+        """
+        known = self.matmul.get(product_variant(compute, stored))
+        return known or self.matmul.get(compute, self.matmul["bf16"])
 
     def grouped_matmul_for(self, compute: str) -> Kernel:
         """Constants of routed experts' products with operands in `compute`."""
-        return self.grouped_matmul.get(compute) or self.grouped_matmul.get("bf16") or self.matmul_for(compute)
+        known = self.grouped_matmul
+        return known.get(compute) or known.get("bf16") or self.matmul_for(compute, compute)
 
     def collective_for(self, ways: int) -> Collective:
         """Constants for `ways` chips: the next larger number that is known, else the largest."""

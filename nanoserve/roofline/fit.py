@@ -29,7 +29,11 @@ ROBUST_SCALE = 0.1  # relative errors beyond it count by their size, not by its 
 DIGITS = 3
 _STEPS, _FIRST_STEP = 600, 0.05  # of logarithms: far enough for a factor of e^15, and fine at the end
 _HEAD_SIZE = 128
-_FEWEST_ROWS = 3
+_FEWEST_ROWS = 3  # to fit to
+
+
+class TooFewRowsError(ConfigError):
+    """What was measured is too little to fit constants to and to hold some of it out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,13 @@ class Fit:
         return self.predicted / self.group.seconds
 
 
+_ALL_ROWS = "all rows"
+
+
+def _all_rows(group: Measured) -> np.ndarray:
+    return np.ones(len(group), dtype=bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """How a kind is fitted.
@@ -83,8 +94,8 @@ class Rule:
     start: Mapping[str, float]
     seconds: Callable[[Measured, ChipSpec, Mapping[str, Number]], Number]
     edges: tuple[float, ...]
-    domain: Callable[[Measured], np.ndarray] = lambda group: np.ones(len(group), dtype=bool)
-    said: str = "all rows"
+    domain: Callable[[Measured], np.ndarray] = _all_rows
+    said: str = _ALL_ROWS
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -92,13 +103,13 @@ def fit(group: Measured, chip: ChipSpec) -> Fit:
     """Fits the constants of a group.
 
     Raises:
-      ConfigError: no rule for the kind, or too few rows in its domain.
+      TooFewRowsError: too few rows in the domain of the kind. ConfigError: no rule for the kind.
     """
     rule = rule_for(group)
     used, held_out = rule.domain(group), held_out_rows(group)
     train = used & ~held_out
-    if min(train.sum(), (used & held_out).sum()) < _FEWEST_ROWS:
-        raise ConfigError(f"{group.rows}: {used.sum()} rows ({rule.said}) are too few to fit and to hold some out")
+    if train.sum() < _FEWEST_ROWS or not (used & held_out).any():
+        raise TooFewRowsError(f"{group.rows}: {used.sum()} rows ({rule.said}) are too few to fit and to hold some out")
     seen = select(group, train)
     found = minimise(lambda constants: rule.seconds(seen, chip, {**constants, **rule.fixed}) / seen.seconds, rule.start)
     constants = {**{name: rounded(value) for name, value in found.items()}, **rule.fixed}
@@ -169,6 +180,20 @@ def errors(ratio: np.ndarray) -> Errors:
     """Returns the absolute relative errors of predictions, given predicted over measured."""
     off = np.abs(ratio - 1)
     return Errors(mean_abs=float(off.mean()), p50=float(np.median(off)), p90=float(np.quantile(off, 0.9)))
+
+
+def not_negative(factors: np.ndarray, wanted: np.ndarray) -> list[float]:
+    """Least squares with no term below zero: what would be is left out, and the others are fitted again.
+
+    Args:
+      factors: [rows, terms]. wanted: [rows].
+    """
+    kept = [column for column in range(factors.shape[1]) if factors[:, column].any()]
+    while True:
+        solution = np.linalg.lstsq(factors[:, kept], wanted, rcond=None)[0]
+        if (solution >= 0).all():
+            return [float(solution[kept.index(c)]) if c in kept else 0.0 for c in range(factors.shape[1])]
+        kept.remove(kept[int(np.argmin(solution))])
 
 
 def rounded(value: float) -> float:
@@ -265,7 +290,14 @@ def rule_for(group: Measured) -> Rule:
     Raises:
       ConfigError: it has no rule.
     """
+    rule = _rule_for_kind(group)
+    return dataclasses.replace(rule, domain=_all_rows, said=_ALL_ROWS) if group.of_models else rule
+
+
+def _rule_for_kind(group: Measured) -> Rule:
     match group.kind:
+        case "matmul" if group.of_models:  # kernels of our own compute no tile of tokens that is not there
+            return _MATMUL
         case "matmul":
             return _EIGHT_BIT_MATMUL if group.variant in ("fp8", "int8") else _MATMUL
         case "grouped_matmul":

@@ -1,4 +1,6 @@
-"""A file of constants, made of fits: what was fitted replaces what was there, the rest stays.
+"""A file of constants, made of fits: what was fitted replaces what was there, the rest stays (`file_of`).
+
+The file of our own stack has nothing but what was fitted, and a base for the rest (`file_on`).
 
 Invariant: every entry keeps its source; one that was fitted says on which rows, which were held out, and how far off it
 is on both, by buckets of size. Next: `constants_files`, which reads the file.
@@ -7,9 +9,12 @@ is on both, by buckets of size. Next: `constants_files`, which reads the file.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nanoserve.roofline.constants_files import ConstantsFile
 from nanoserve.roofline.efficiency import Errors
 from nanoserve.roofline.fit import Bucket, Fit
+from nanoserve.roofline.fit_steps import StepFit
 
 KINDS = ("matmul", "grouped_matmul", "attention_decode", "attention_prefill", "all_reduce", "all_reduce_nccl")
 # vLLM's own all-reduce serves messages up to these sizes, and NCCL longer ones: CUSTOM_ALL_REDUCE_MAX_SIZES of vllm
@@ -18,6 +23,8 @@ LIMITED_STACKS = ("vllm",)
 LONGEST_MESSAGE_BYTES: Mapping[str, int] = {"2": 64 << 20, "4": 32 << 20, "8": 256 << 10}
 BORROWED: Mapping[tuple[str, str], str] = {("matmul", "int8"): "fp8"}  # no table has them
 _ERROR_DIGITS = 3
+OWN_ATTENTION = ("attention_decode", "attention_prefill")
+STEPS_OF = "whole steps of our own that no constant was fitted to"
 Entries = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -40,12 +47,76 @@ def file_of(
             entry["longest_message_bytes"] = LONGEST_MESSAGE_BYTES[ways]
     for (kind, variant), of in BORROWED.items():
         if of in entries.get(kind, {}):
-            constants = {name: value for name, value in entries[kind][of].items() if name != "fit"}
-            entries[kind][variant] = constants | {"source": f"borrowed from {kind} {of}: no table has it"}
+            entries[kind][variant] = _borrowed(entries[kind][of], kind, of, "no table")
     fitted, others = [kind for kind in KINDS if kind in entries], [kind for kind in entries if kind not in KINDS]
     ordered = {kind: entries[kind] for kind in fitted + others}
     base = before.base if before.chip == chip else ""
     return ConstantsFile(chip=chip, stack=stack, label=label, command=command, base=base, constants=ordered)
+
+
+def file_on(
+    base: ConstantsFile,
+    fits: Sequence[Fit],
+    steps: StepFit | None,
+    *,
+    chip: str,
+    stack: str,
+    label: str,
+    command: str,
+    source: str,
+) -> ConstantsFile:
+    """Returns the file of our own stack: what was fitted, on top of the file of another stack.
+
+    Args:
+      base: whose constants stand for what was not measured. fits: of single operations.
+      steps: of whole steps; None where too few were measured.
+      chip, stack, label, command: see `ConstantsFile`. source: what the measurements are called.
+    """
+    entries: Entries = {}
+    for fit in fits:
+        entries.setdefault(fit.group.kind, {})[fit.group.variant] = entry_of(fit)
+    for kind in OWN_ATTENTION:
+        of_kind = entries.get(kind, {})
+        if "bf16" in of_kind and "fp8" not in of_kind:  # our kernels multiply in 16 bits whatever they read
+            of_kind["fp8"] = _borrowed(of_kind["bf16"], kind, "bf16", f"nothing in {source}")
+    if steps is not None:
+        entries["elementwise"] = {"any": _elementwise_entry(steps, source)}
+        entries["host"] = {"step": {**steps.host, "source": f"least squares over the host gaps of steps in {source}"}}
+    return ConstantsFile(
+        chip=chip,
+        stack=stack,
+        label=label,
+        command=command,
+        base=f"{base.chip}.{base.stack}",
+        constants=entries,
+        validation={} if steps is None else _validation(steps),
+    )
+
+
+def _borrowed(entry: Mapping[str, Any], kind: str, of: str, where: str) -> dict[str, Any]:
+    constants = {name: value for name, value in entry.items() if name != "fit"}
+    return constants | {"source": f"borrowed from {kind} {of}: {where} has it"}
+
+
+def _elementwise_entry(steps: StepFit, source: str) -> dict[str, Any]:
+    held_out = {"rows": int(steps.held_out.sum()), **_errors(steps.test)}
+    bias = round(float(np.median(steps.predicted[steps.held_out] / steps.measured[steps.held_out])) - 1, _ERROR_DIGITS)
+    return {
+        **steps.elementwise,
+        "source": f"fitted to whole steps in {source}, less their host gap and the price of their other operations",
+        "fit": {
+            "domain": "all steps; errors are of whole steps",
+            "train": {"rows": int((~steps.held_out).sum()), **_errors(steps.train)},
+            "held_out": held_out,
+            "held_out_by": "what a step reads",
+            "buckets": [{"below": None, **held_out, "bias": bias}],
+        },
+    }
+
+
+def _validation(steps: StepFit) -> dict[str, Any]:
+    names = steps.held_out_names
+    return {"rows": len(names), "of": STEPS_OF, "held_out": names, "step": _errors(steps.test)}
 
 
 def entry_of(fit: Fit) -> dict[str, Any]:

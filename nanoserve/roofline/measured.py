@@ -2,9 +2,10 @@
 
 A group is what one set of constants is fitted to: a kind of operation and a variant (operand dtype, KV dtype, ways).
 Invariant: an `Op` here counts what `ops.step_ops` would count for one launch of it (but for writing KV, which is
-another kernel), so a constant fitted to it means the same in a step.
+another kernel), so a constant fitted to it means the same in a step. Whole steps (`MeasuredStep`) are what is left to
+compare with once their operations have constants.
 
-Next: `measured_tables` and `measured_bench`, which read them; `fit` and `table`, which use them.
+Next: `measured_tables` and `measured_bench`, which read them; `fit`, `fit_steps` and `table`, which use them.
 """
 
 import dataclasses
@@ -13,8 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nanoserve.roofline.counts import StepCounts
 from nanoserve.roofline.op import Op, OpKind
-from nanoserve.specs.chips import BYTES_PER_ELEMENT
+from nanoserve.specs.chips import BYTES_PER_ELEMENT, Precision
+from nanoserve.specs.models import ModelSpec
 
 ACTIVATION_BYTES = 2  # everything was measured with 16-bit activations
 
@@ -29,6 +32,7 @@ class Measured:
       shape: the columns that the split into train and held-out goes by. keys: all columns that tell rows apart.
       size: what errors are laid out by. size_name: what that is, with its unit.
       rows: which rows of which table these are, for people.
+      of_models: every row is an operation of some model, so that none is left out of a fit.
     """
 
     kind: str
@@ -40,9 +44,47 @@ class Measured:
     size: np.ndarray
     size_name: str
     rows: str
+    of_models: bool = False
 
     def __len__(self) -> int:
         return len(self.seconds)
+
+
+class HostGap(NamedTuple):
+    """What the chip waited for the host in a call: its steps, the rows sampled in it, the gap, and all of its time."""
+
+    steps: int
+    sampled: int
+    gap_s: float
+    call_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredStep:
+    """One whole step that was measured, of a model on one chip.
+
+    Attributes:
+      name: of the case. model, precision: what ran, and in which dtypes. counts: of one step.
+      calls: the calls of such steps that were timed, the first of them in `loop_steps` steps.
+      step_s: seconds of one step in that first call, the host's part of them included.
+    """
+
+    name: str
+    model: ModelSpec
+    precision: Precision
+    counts: StepCounts
+    calls: tuple[HostGap, ...]
+    step_s: float
+
+    @property
+    def kind(self) -> str:
+        """`decode` or `prefill`."""
+        return "decode" if self.counts.decode_seqs else "prefill"
+
+    @property
+    def host_gap_s(self) -> float:
+        """Seconds of a step in which the chip waits for the host."""
+        return self.calls[0].gap_s / self.calls[0].steps
 
 
 def select(group: Measured, keep: np.ndarray) -> Measured:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoserve.roofline.measured import ACTIVATION_BYTES, Heads, Measured, attention_op
-from nanoserve.roofline.measured_bench import read_benchmark
 from nanoserve.roofline.op import Op
 from nanoserve.specs.chips import BYTES_PER_ELEMENT, ChipSpec
 from nanoserve.specs.errors import ConfigError, nearest
@@ -32,13 +31,11 @@ _NEEDED = ("latency",)
 
 
 def read(path: Path, chip: ChipSpec, stack: str) -> list[Measured]:
-    """Returns what a folder of tables, or a file of benchmark results, measured on a chip with a stack's kernels.
+    """Returns what a folder of tables measured on a chip with a stack's kernels.
 
     Raises:
-      ConfigError: there is no such path, nothing of the chip and stack in it, or a table lacks a column.
+      ConfigError: there is no such folder, nothing of the chip and stack in it, or a table lacks a column.
     """
-    if path.is_file():
-        return list(read_benchmark(path, chip))
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder. Name one that holds tables CHIP__*__SOFTWARE__NAME_perf.parquet")
     found = [

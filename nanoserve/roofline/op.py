@@ -23,7 +23,8 @@ class Op:
 
     Attributes:
       name: `qkv`, `o`, `gate_up`, `down`, `head`, ... kind: which rule of `timing` prices it.
-      compute: operand dtype, which picks the peak. flops: 2 per multiply-add.
+      compute: operand dtype, which picks the peak. stored: of a product, the dtype that its matrix is stored in.
+      flops: 2 per multiply-add.
       weight_bytes, kv_read_bytes, kv_write_bytes, activation_bytes: HBM traffic that any program has.
       unfused_bytes: further HBM traffic if element-wise operations are kernels of their own.
       link_bytes: bytes the chip sends, as a ring counts them (`links.sent_bytes`).
@@ -41,6 +42,7 @@ class Op:
     name: str
     kind: OpKind
     compute: str = "bf16"
+    stored: str = "bf16"
     flops: Count = 0
     weight_bytes: Count = 0
     kv_read_bytes: Count = 0

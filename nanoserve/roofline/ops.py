@@ -21,6 +21,7 @@ from nanoserve.roofline.counts import Count, StepCounts
 from nanoserve.roofline.matrices import Matrix, layer_matrices
 from nanoserve.roofline.moe import busiest_experts, busiest_load
 from nanoserve.roofline.op import Op
+from nanoserve.roofline.storage import rest_dtype
 from nanoserve.roofline.work import Work, work_of
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.models import ModelSpec
@@ -88,6 +89,7 @@ def _product(work: Work, matrix: Matrix) -> Op:
         name=matrix.name,
         kind="matmul",
         compute=work.precision.compute if matrix.quantised else work.precision.activations,
+        stored=work.precision.weights if matrix.quantised else rest_dtype(work.precision),
         flops=2 * matrix.rows * matrix.columns * tokens,
         weight_bytes=layers * work.passes * size,
         activation_bytes=tokens * (matrix.rows + matrix.columns) * work.activation_bytes,
@@ -214,6 +216,7 @@ def _head(work: Work) -> Op:
         name="head",
         kind="matmul",
         compute=work.precision.activations,
+        stored=rest_dtype(work.precision),
         flops=2 * model.hidden * columns * sampled,
         weight_bytes=active * model.hidden * columns * work.rest_bytes,
         activation_bytes=sampled * (model.hidden * work.activation_bytes + columns * _LOGIT_BYTES),

@@ -37,7 +37,13 @@ _ATTENTION_OPS = ("attention_decode", "attention_prefill")
 
 
 class PlanPricer(Protocol):
-    """Prices plans in ticks: what `RooflineExecutor` asks for. `Pricer` is the one of the operation model."""
+    """Prices plans in ticks: what `RooflineExecutor` asks for. `Pricer` is the one of the operation model.
+
+    Attributes:
+      call_ticks: what a plan waits for the host besides, however many steps it has; not in `plan_ticks`.
+    """
+
+    call_ticks: int
 
     def host_ticks(self, counts: StepCounts) -> int:
         """Returns the part of a plan's ticks in which the device waits for the host."""
@@ -88,6 +94,7 @@ class Pricer:
         self._full_slope = self._price_slope("decode_kv_tokens")
         self._window_slope = self._price_slope("decode_window_tokens")
         self._gap_ticks, self._row_ticks = self._ticks(calibration.host_gap_s), self._ticks(calibration.host_row_s)
+        self.call_ticks = self._ticks(calibration.host_call_s)
 
     def host_ticks(self, counts: StepCounts) -> int:
         """Returns what a plan waits for the host: a gap every step, and something for each row that is sampled."""

@@ -40,7 +40,9 @@ class ProgramTime(NamedTuple):
 
 
 class ProgramPricer:
-    """Prices plans by program; has the methods of `pricing.Pricer` that an executor asks for."""
+    """Prices plans by program; has what an executor asks of a `pricing.PlanPricer`."""
+
+    call_ticks = 0  # the host's part is in every measured time
 
     def __init__(self, times: Mapping[Program, ProgramTime], *, ticks_per_s: int = 1 << 60):
         """Takes a table with every program of two ladders: rows alone, tokens alone, and each pair of them.

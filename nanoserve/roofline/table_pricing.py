@@ -84,7 +84,7 @@ class TablePricer:
         )
         self._others = Pricer(model, cluster, precision, others, ticks_per_s=ticks_per_s)
         self._lines = functools.cache(self._price_lines)
-        self.host_ticks = self._others.host_ticks
+        self.host_ticks, self.call_ticks = self._others.host_ticks, self._others.call_ticks
 
     def plan_ticks(self, counts: StepCounts) -> int:
         """Returns the ticks that all steps of a plan take."""

@@ -82,7 +82,7 @@ def _by_constants(op: Op, cluster: ClusterSpec, calibration: Calibration) -> Bou
     chip = cluster.chip
     match op.kind:
         case "matmul":
-            return kernel_times(op, chip, calibration.matmul_for(op.compute))
+            return kernel_times(op, chip, calibration.matmul_for(op.compute, op.stored))
         case "grouped_matmul":
             return kernel_times(op, chip, calibration.grouped_matmul_for(op.compute))
         case "attention_decode":

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import validate, validation_page
-from nanoserve.analysis.published import COLUMNS
+from nanoserve.analysis.published.results import COLUMNS
 from nanoserve.roofline import constants_files
 
 SOURCE = "aiconfigurator-core 0.12.0 systems/silicon_sample.csv (silicon_sample.csv)"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nanoserve.analysis.scenario import Outcome, Scenario
-from nanoserve.analysis.stacks import stack_of
+from nanoserve.analysis.published.scenario import Outcome, Scenario
+from nanoserve.analysis.published.stacks import stack_of
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import TraceError, nearest

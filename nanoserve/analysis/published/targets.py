@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from nanoserve.analysis.comparison import Comparison
-from nanoserve.analysis.validation import ErrorSummary, summarise
+from nanoserve.analysis.published.comparison import Comparison
+from nanoserve.analysis.published.validation import ErrorSummary, summarise
 
 Statistic = Literal["mean_abs", "p50"]
 

@@ -6,11 +6,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from nanoserve.analysis.published import read_published
-from nanoserve.analysis.rows import Case, NotReplayed, case_of
-from tests.analysis import factories as make
+from nanoserve.analysis.published.results import read_published
+from nanoserve.analysis.published.rows import Case, NotReplayed, case_of
+from tests.analysis.published import factories as make
 
-TABLE = pathlib.Path(__file__).parents[3] / "shared" / "facts" / "published_throughput.csv"
+TABLE = pathlib.Path(__file__).parents[4] / "shared" / "facts" / "published_throughput.csv"
 SHARE_REPLAYED = 0.85
 
 

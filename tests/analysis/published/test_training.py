@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nanoserve.analysis.comparison import TRAINING_LOGS
-from nanoserve.analysis.rows import Case, case_of
-from nanoserve.analysis.scenario import replay
-from nanoserve.analysis.training import fit_host, fit_overlap
-from nanoserve.analysis.vllm_log import MeasuredLog
+from nanoserve.analysis.published.comparison import TRAINING_LOGS
+from nanoserve.analysis.published.rows import Case, case_of
+from nanoserve.analysis.published.scenario import replay
+from nanoserve.analysis.published.training import fit_host, fit_overlap
+from nanoserve.analysis.published.vllm_log import MeasuredLog
 from nanoserve.roofline.calibration import constants_for
-from tests.analysis import factories as make
+from tests.analysis.published import factories as make
 
 GAP_S, ROW_S = 2e-3, 4e-5
 OVERLAP = 0.4

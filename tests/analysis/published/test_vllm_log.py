@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nanoserve.analysis.vllm_log import read_vllm_log
+from nanoserve.analysis.published.vllm_log import read_vllm_log
 from nanoserve.specs.errors import TraceError
 
 META = {

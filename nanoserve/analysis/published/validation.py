@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nanoserve.analysis.comparison import METRICS, Comparison
+from nanoserve.analysis.published.comparison import METRICS, Comparison
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nanoserve.analysis.scenario import replay
+from nanoserve.analysis.published.scenario import replay
 from nanoserve.engine.config import EngineConfig
 from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.counts import StepCounts, causal_pairs
@@ -13,7 +13,7 @@ from nanoserve.roofline.memory import memory_plan
 from nanoserve.roofline.ops import step_ops
 from nanoserve.roofline.timing import step_time
 from nanoserve.specs.errors import CapacityError
-from tests.analysis import factories as make
+from tests.analysis.published import factories as make
 
 ROUNDING_S = 1e-9  # ticks against floats
 

@@ -4,13 +4,13 @@ import pathlib
 
 import pytest
 
-from nanoserve.analysis.comparison import Replayer, compare_log, compare_row
-from nanoserve.analysis.published import read_published
-from nanoserve.analysis.rows import Case, case_of
-from nanoserve.analysis.targets import judge
-from nanoserve.analysis.vllm_log import read_vllm_log
+from nanoserve.analysis.published.comparison import Replayer, compare_log, compare_row
+from nanoserve.analysis.published.results import read_published
+from nanoserve.analysis.published.rows import Case, case_of
+from nanoserve.analysis.published.targets import judge
+from nanoserve.analysis.published.vllm_log import read_vllm_log
 
-SHARED = pathlib.Path(__file__).parents[3] / "shared"
+SHARED = pathlib.Path(__file__).parents[4] / "shared"
 TABLE, LOG = SHARED / "facts" / "published_throughput.csv", SHARED / "profiles" / "RTXPRO6000_Llama-3.1-8B"
 needs_data = pytest.mark.skipif(
     not (TABLE.exists() and LOG.exists()), reason="published results are not at hand (looked in ../shared)"

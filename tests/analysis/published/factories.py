@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from nanoserve.analysis.published import PublishedRow
-from nanoserve.analysis.scenario import Scenario
+from nanoserve.analysis.published.results import PublishedRow
+from nanoserve.analysis.published.scenario import Scenario
 from nanoserve.engine.config import EngineConfig
 from nanoserve.specs.chip_registry import chip
 from nanoserve.specs.chips import ClusterSpec, Precision

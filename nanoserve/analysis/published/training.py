@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanoserve.analysis.comparison import TRAINING_LOGS
-from nanoserve.analysis.rows import Case
-from nanoserve.analysis.scenario import replay
-from nanoserve.analysis.validation import ErrorSummary, summarise
-from nanoserve.analysis.vllm_log import MeasuredLog
+from nanoserve.analysis.published.comparison import TRAINING_LOGS
+from nanoserve.analysis.published.rows import Case
+from nanoserve.analysis.published.scenario import replay
+from nanoserve.analysis.published.validation import ErrorSummary, summarise
+from nanoserve.analysis.published.vllm_log import MeasuredLog
 from nanoserve.roofline.calibration import Calibration, constants_for
+from nanoserve.roofline.fit import not_negative
 from nanoserve.roofline.ops import layer_matrices
 from nanoserve.specs.chips import ChipSpec, Precision
 
@@ -100,18 +101,8 @@ def _fp8_launches(case: Case) -> float:
 
 def _least_deviations(factors: np.ndarray, wanted: np.ndarray) -> list[float]:
     """Least sum of absolute errors with no term below zero, by least squares with weights that follow the errors."""
-    found = _not_negative(factors, wanted)
+    found = not_negative(factors, wanted)
     for _ in range(_REWEIGHTINGS):
         weights = np.maximum(np.abs(factors @ np.array(found) - wanted), _SMALLEST_ERROR) ** -0.5
-        found = _not_negative(factors * weights[:, None], wanted * weights)
+        found = not_negative(factors * weights[:, None], wanted * weights)
     return found
-
-
-def _not_negative(factors: np.ndarray, wanted: np.ndarray) -> list[float]:
-    """Least squares with no term below zero: what would be is left out, and the others are fitted again."""
-    kept = [column for column in range(factors.shape[1]) if factors[:, column].any()]
-    while True:
-        solution = np.linalg.lstsq(factors[:, kept], wanted, rcond=None)[0]
-        if (solution >= 0).all():
-            return [float(solution[kept.index(c)]) if c in kept else 0.0 for c in range(factors.shape[1])]
-        kept.remove(kept[int(np.argmin(solution))])

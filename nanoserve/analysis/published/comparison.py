@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from nanoserve.analysis.capacity import Limits, highest_rate_rps
-from nanoserve.analysis.rows import SEED, Case
-from nanoserve.analysis.scenario import Outcome, Scenario, replay
-from nanoserve.analysis.vllm_log import MeasuredLog
+from nanoserve.analysis.published.capacity import Limits, highest_rate_rps
+from nanoserve.analysis.published.rows import SEED, Case
+from nanoserve.analysis.published.scenario import Outcome, Scenario, replay
+from nanoserve.analysis.published.vllm_log import MeasuredLog
 from nanoserve.roofline.calibration import Calibration, constants_for
 
 METRICS = ("ttft", "tpot", "throughput")  # of a published row: means over requests, and output tokens per second

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from nanoserve.analysis.comparison import Comparison, Value, compare_row, training_of
-from nanoserve.analysis.rows import Case, case_of
-from nanoserve.analysis.targets import TARGETS, judge
-from nanoserve.analysis.validation import errors_by, summarise, validation_entries
-from tests.analysis import factories as make
+from nanoserve.analysis.published.comparison import Comparison, Value, compare_row, training_of
+from nanoserve.analysis.published.rows import Case, case_of
+from nanoserve.analysis.published.targets import TARGETS, judge
+from nanoserve.analysis.published.validation import errors_by, summarise, validation_entries
+from tests.analysis.published import factories as make
 
 
 def comparison(error: float = 0.1, **changes) -> Comparison:

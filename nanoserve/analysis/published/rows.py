@@ -11,10 +11,10 @@ import re
 
 import numpy as np
 
-from nanoserve.analysis.capacity import Limits
-from nanoserve.analysis.published import PublishedRow
-from nanoserve.analysis.scenario import Scenario
-from nanoserve.analysis.stacks import Stack, stack_of
+from nanoserve.analysis.published.capacity import Limits
+from nanoserve.analysis.published.results import PublishedRow
+from nanoserve.analysis.published.scenario import Scenario
+from nanoserve.analysis.published.stacks import Stack, stack_of
 from nanoserve.specs.chip_registry import chip, chip_names
 from nanoserve.specs.chips import ChipSpec, ClusterSpec, Precision
 from nanoserve.specs.model_registry import model

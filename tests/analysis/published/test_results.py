@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanoserve.analysis.published import COLUMNS, read_published
+from nanoserve.analysis.published.results import COLUMNS, read_published
 from nanoserve.specs.errors import TraceError
 
 

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoserve.analysis.clients import OneStepLate
+from nanoserve.analysis.published.clients import OneStepLate
 from nanoserve.trace.load import ClosedLoop, OpenLoop
-from tests.analysis import factories as make
+from tests.analysis.published import factories as make
 
 
 def open_load(arrivals):

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nanoserve.analysis.capacity import Limits, highest_rate_rps
-from nanoserve.analysis.scenario import replay
+from nanoserve.analysis.published.capacity import Limits, highest_rate_rps
+from nanoserve.analysis.published.scenario import replay
 from nanoserve.roofline.calibration import constants_for
-from tests.analysis import factories as make
+from tests.analysis.published import factories as make
 
 SEED = 5
 LIMITS = Limits(ttft_s=0.3, tpot_s=0.03)

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from nanoserve.analysis.clients import OneStepLate
+from nanoserve.analysis.published.clients import OneStepLate
 from nanoserve.building import build_engine
 from nanoserve.engine.clock import VirtualClock
 from nanoserve.engine.config import EngineConfig

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from nanoserve.analysis.scenario import Outcome, Scenario, replay
+from nanoserve.analysis.published.scenario import Outcome, Scenario, replay
 from nanoserve.roofline.calibration import Calibration
 
 _TOLERANCE = 0.005  # of the rate at which all requests at once are served
