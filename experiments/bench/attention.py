@@ -123,9 +123,10 @@ def _setting(implementation: str) -> "Setting":
     import jax
 
     from experiments.bench.attention_peers import Setting
+    from kernels.pallas.choosing import AUTO
     from kernels.pallas.paged_attention import api
 
-    names = (api.AUTO, *api.IMPLEMENTATIONS)
+    names = (AUTO, *api.IMPLEMENTATIONS)
     if implementation not in names:
         raise ConfigError(f"--implementation={implementation} does not exist.{nearest(implementation, names)}")
     return Setting(jax.devices()[0], implementation)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernels.pallas import compat
-from kernels.pallas.quant_matmul.api import Choice
+from kernels.pallas.choosing import Choice
 from kernels.pallas.quant_matmul.schemes import SCHEMES
 from nanoserve.model.product import choose_product
 from nanoserve.model.quantised import Storage

@@ -20,8 +20,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Int32
 
 from kernels.pallas import compat
+from kernels.pallas.choosing import Choice
 from kernels.pallas.paged_attention import api as paged_attention
-from kernels.pallas.paged_attention.api import Choice
 from nanoserve.model.pool import KvPool, Slots, layer_shapes, needs_scales, write
 from nanoserve.model.sharding import SHARED, ways_of
 from nanoserve.specs.models import ModelSpec, layer_windows

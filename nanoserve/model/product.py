@@ -14,9 +14,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 from kernels.pallas import compat
+from kernels.pallas.choosing import Choice
 from kernels.pallas.einsum import einsum_as
 from kernels.pallas.quant_matmul import api, schemes
-from kernels.pallas.quant_matmul.api import Choice
 from kernels.pallas.quant_matmul.weight import QuantWeight
 from nanoserve.model import quantised
 from nanoserve.model.params import shape_of, spread

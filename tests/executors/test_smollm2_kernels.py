@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kernels.pallas.paged_attention.api import Choice
+from kernels.pallas.choosing import Choice
 from nanoserve.engine.config import EngineConfig
 from nanoserve.executors.arrays import Ladders
 from nanoserve.executors.jax_build import load_model

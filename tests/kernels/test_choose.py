@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from kernels.pallas import compat
+from kernels.pallas.choosing import NATIVE
 from kernels.pallas.paged_attention import api
 from nanoserve.specs.errors import ConfigError
 
@@ -53,8 +54,8 @@ def test_auto_is_the_kernel_of_the_chip_and_xla_elsewhere(target, name):
 def test_auto_says_why_a_kernel_does_not_serve_and_its_name_is_refused_with_the_reason(target, call, why):
     choice = api.choose("auto", target, *call)
     assert choice.name == "xla" and why in choice.why
-    with pytest.raises(ConfigError, match=f"'{api.NATIVE[target]}' cannot be used: .*Use xla or auto"):
-        api.choose(api.NATIVE[target], target, *call)
+    with pytest.raises(ConfigError, match=f"'{NATIVE[target]}' cannot be used: .*Use xla or auto"):
+        api.choose(NATIVE[target], target, *call)
 
 
 def test_a_name_is_taken_at_its_word_and_a_misspelt_one_is_corrected():

@@ -104,7 +104,7 @@ class TestGpu(promises.KernelPromises):
     by_name = (Case(kind="decode", shape=NEIGHBOURS),)
 
 
-@pytest.mark.parametrize("splits", [1, 5])
+@pytest.mark.parametrize("splits", [1, 5, 20])
 def test_the_number_of_splits_changes_only_the_rounding(splits):
     case = Case(kind="decode", shape=DECODE["more_blocks_than_slots"])
     args = case.make(seed=3)

@@ -165,14 +165,18 @@ def test_quantised_weights_pass_through_jit_and_scan_as_arrays():
 
     @jax.jit
     def layers(stack):
-        return jax.lax.scan(lambda x, weight: (x, api.quant_matmul(x, weight)), x_TD, stack)[1]
+        return jax.lax.scan(lambda x, weight: (x, api.quant_matmul(x, weight, implementation="xla")), x_TD, stack)[1]
 
     want = [reference.matmul(x_TD, stack.values[i], stack.scales[i]) for i in range(3)]
     np.testing.assert_allclose(layers(stack), want, rtol=1e-4, atol=1e-2)
 
 
-def test_auto_is_xla_where_there_is_no_chip_with_a_kernel():
-    assert api.resolve("auto", *arg_specs.abstract(arg_specs.SMALL["int4_group_128"])) == "xla"
+def test_auto_is_the_kernel_of_the_chip_where_it_serves_all_products_and_says_why():
+    served, refused = (arg_specs.multiplied(arg_specs.Shape(tokens=4, inputs=inputs))[:2] for inputs in (128, 192))
+    assert api.choose("auto", "hopper", [served]) == ("pallas_gpu", "it is the kernel for hopper")
+    assert api.choose("auto", "", [served]) == ("xla", "there is no kernel for this device")
+    name, why = api.choose("auto", "hopper", [served, refused])
+    assert name == "xla" and "multiple of 128 inputs" in why
 
 
 @pytest.mark.parametrize("name", api.IMPLEMENTATIONS)
@@ -181,17 +185,16 @@ def test_an_explicit_choice_is_kept_or_refused_with_the_reason_that_why_not_give
         x_TD, weight, _ = arg_specs.multiplied(shape)
         reason = api.IMPLEMENTATIONS[name].why_not(x_TD, weight)
         if reason is None:
-            assert api.resolve(name, x_TD, weight) == name
+            assert api.choose(name, "", [(x_TD, weight)]).name == name
         else:
             with pytest.raises(ConfigError) as error:
-                api.resolve(name, x_TD, weight)
-            assert str(error.value) == reason
-            assert "xla" in reason
+                api.choose(name, "", [(x_TD, weight)])
+            assert reason in str(error.value) and "Use xla" in str(error.value)
 
 
 REFUSED = [
-    ("pallas_tpu", {"dtype": "float16"}, "rows of bfloat16, float32, int8, not float16: choose 'xla'"),
-    ("pallas_tpu", {"scheme": "fp8", "rows": "fp8"}, "not float8_e4m3fn: choose 'xla'"),
+    ("pallas_tpu", {"dtype": "float16"}, "rows of bfloat16, float32, int8, not float16"),
+    ("pallas_tpu", {"scheme": "fp8", "rows": "fp8"}, "not float8_e4m3fn"),
     ("pallas_tpu", {"inputs": 192}, "multiple of 128 inputs, not 192"),
     ("pallas_tpu", {"inputs": 2**18, "rows": "int8", "outputs": 8}, "int32 holds the products of 133144 inputs"),
     ("pallas_gpu", {"dtype": "float32"}, "rows of bfloat16 or float16, or 8-bit ones, not float32"),
@@ -205,7 +208,7 @@ REFUSED = [
 def test_what_a_kernel_does_not_serve_is_refused_with_the_reason(name, fields, message):
     x_TD, weight, _ = arg_specs.multiplied(arg_specs.Shape(tokens=4, **fields))
     with pytest.raises(ConfigError, match=message):
-        api.resolve(name, x_TD, weight)
+        api.choose(name, "", [(x_TD, weight)])
 
 
 def test_names_that_do_not_exist_are_answered_with_the_nearest():
@@ -225,19 +228,19 @@ def test_groups_and_schemes_that_do_not_fit_are_refused():
         quantise(jnp.zeros((200, 8)), "int4")
     x_TD, fp8 = arg_specs.make(arg_specs.SMALL["fp8"], seed=0)
     with pytest.raises(ConfigError, match="int8_matmul takes int8 or int4 weights, not float8_e4m3fn: use fp8_matmul"):
-        api.int8_matmul(x_TD, fp8)
+        api.int8_matmul(x_TD, fp8, implementation="xla")
     with pytest.raises(ConfigError, match="fp8_matmul takes fp8 weights, not int8: use int8_matmul"):
-        api.fp8_matmul(*arg_specs.make(arg_specs.SMALL["int8_one_token"], seed=0))
+        api.fp8_matmul(*arg_specs.make(arg_specs.SMALL["int8_one_token"], seed=0), implementation="xla")
 
 
 def test_shapes_that_do_not_fit_are_refused_by_name():
     x_TD, weight = arg_specs.make(arg_specs.SMALL["int4_group_128"], seed=0)
     with pytest.raises(ValueError, match=r"activations \(5, 128\) do not fit a weight of 256 inputs"):
-        api.quant_matmul(x_TD[:, :128], weight)
+        api.quant_matmul(x_TD[:, :128], weight, implementation="xla")
     with pytest.raises(ValueError, match=r"or a stack .* and a layer"):
-        api.quant_matmul(x_TD, jax.tree.map(lambda leaf: leaf[None], weight))
+        api.quant_matmul(x_TD, jax.tree.map(lambda leaf: leaf[None], weight), implementation="xla")
     with pytest.raises(ValueError, match="activations are floats"):
-        api.quant_matmul(x_TD.astype(jnp.int8), weight)
+        api.quant_matmul(x_TD.astype(jnp.int8), weight, implementation="xla")
 
 
 @pytest.mark.parametrize("name", ["int8_per_channel", "int4_group_128", "int8_rows", "fp8_rows"])
@@ -245,7 +248,7 @@ def test_a_layer_of_a_stack_has_the_bits_of_that_layer_alone(name):
     shape = arg_specs.SMALL[name]
     x_TD, weight = arg_specs.make(shape, seed=7)
     stack = jax.tree.map(lambda *layers: jnp.stack(layers), arg_specs.make(shape, seed=8)[1], weight)
-    found = PRODUCTS[shape.rows](x_TD, stack, layer=jnp.int32(1), out_dtype=jnp.float32)
-    want = PRODUCTS[shape.rows](x_TD, weight, out_dtype=jnp.float32)
+    found = PRODUCTS[shape.rows](x_TD, stack, layer=jnp.int32(1), out_dtype=jnp.float32, implementation="xla")
+    want = PRODUCTS[shape.rows](x_TD, weight, out_dtype=jnp.float32, implementation="xla")
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, want)

@@ -20,14 +20,15 @@ tests and benchmarks share).
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Num
 
+from kernels.pallas import choosing
+from kernels.pallas.choosing import Choice
 from kernels.pallas.paged_attention import gpu, gpu_interpret, tpu, tpu_interpret, xla
-from nanoserve.specs.errors import ConfigError, nearest
 
 IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "xla": xla,
@@ -36,25 +37,15 @@ IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "pallas_gpu": gpu,
     "pallas_gpu_interpret": gpu_interpret,
 }
-NATIVE: Mapping[str, str] = {"tpu": "pallas_tpu", "hopper": "pallas_gpu"}  # of `compat.kernel_target`
-AUTO = "auto"
+OPERATION = "paged attention"
 
 Work = Any  # a pytree of integer arrays, known to the implementation that made it alone
 Shaped = Any  # an array, or a `jax.ShapeDtypeStruct`: only shape and dtype are looked at
 
 
-class Choice(NamedTuple):
-    """An implementation, and why it was picked."""
-
-    name: str
-    why: str
-
-
 def check_known(implementation: str) -> None:
     """Raises ConfigError for a name that is neither `auto` nor in `IMPLEMENTATIONS`."""
-    if implementation != AUTO and implementation not in IMPLEMENTATIONS:
-        hint = nearest(implementation, [AUTO, *IMPLEMENTATIONS])
-        raise ConfigError(f"paged attention has no implementation '{implementation}'.{hint}")
+    choosing.check_known(OPERATION, implementation, IMPLEMENTATIONS)
 
 
 def choose(
@@ -75,16 +66,13 @@ def choose(
     Raises:
       ConfigError: for a name that does not exist, and for a name that cannot serve these shapes.
     """
-    if implementation == AUTO:
-        native = NATIVE.get(target)
-        if native is None:
-            return Choice("xla", f"there is no kernel for {target or 'this device'}")
-        reason = IMPLEMENTATIONS[native].why_not(q, kv_pages, page_table, kv_scales)
-        return Choice("xla", reason) if reason else Choice(native, f"it is the kernel for {target}")
-    check_known(implementation)
-    if reason := IMPLEMENTATIONS[implementation].why_not(q, kv_pages, page_table, kv_scales):
-        raise ConfigError(f"paged attention '{implementation}' cannot be used: {reason}. Use xla or auto")
-    return Choice(implementation, "it was asked for")
+    return choosing.choose(
+        OPERATION,
+        implementation,
+        target,
+        IMPLEMENTATIONS,
+        lambda module: module.why_not(q, kv_pages, page_table, kv_scales),
+    )
 
 
 def pool_order(implementation: str, dtype) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -251,10 +239,7 @@ def write_kv(
 
 
 def _module(implementation: str) -> ModuleType:
-    if implementation == AUTO:
-        raise ConfigError("'auto' is for `choose`, which returns the implementation that a call of attention takes")
-    check_known(implementation)
-    return IMPLEMENTATIONS[implementation]
+    return choosing.module_of(OPERATION, implementation, IMPLEMENTATIONS)
 
 
 def _options(scale, window, soft_cap, kv_scales, first_page, work) -> dict[str, Any]:

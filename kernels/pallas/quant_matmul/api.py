@@ -17,16 +17,18 @@ Next: `weight` (how it lies in memory), `reference` (NumPy), `xla` (any chip), `
 
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int32, Num
 
+from kernels.pallas import choosing
+from kernels.pallas.choosing import Choice
 from kernels.pallas.quant_matmul import gpu, gpu_interpret, tpu, tpu_interpret, xla
 from kernels.pallas.quant_matmul.quantise import quantise_rows
 from kernels.pallas.quant_matmul.weight import QuantWeight
-from nanoserve.specs.errors import ConfigError, nearest
+from nanoserve.specs.errors import ConfigError
 
 IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "xla": xla,
@@ -35,15 +37,7 @@ IMPLEMENTATIONS: Mapping[str, ModuleType] = {
     "pallas_gpu": gpu,
     "pallas_gpu_interpret": gpu_interpret,
 }
-KERNEL_OF_BACKEND = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}  # by JAX's name of a backend
-KERNEL_OF_TARGET = {"tpu": "pallas_tpu", "hopper": "pallas_gpu"}  # by what `compat.kernel_target` says
-
-
-class Choice(NamedTuple):
-    """An implementation, and why it was picked."""
-
-    name: str
-    why: str
+OPERATION = "quant_matmul"
 
 
 @jax.named_scope("quant_matmul")
@@ -53,7 +47,7 @@ def quant_matmul(
     *,
     layer: Int32[Array, ""] | None = None,
     out_dtype: DTypeLike | None = None,
-    implementation: str = "auto",
+    implementation: str,
 ) -> Float[Array, "T F"]:
     """`x @ w` with activations as they are: a quarter to half of the bytes of bf16 weights, at the rate of `x`'s dtype.
 
@@ -62,8 +56,7 @@ def quant_matmul(
       weight: of any scheme.
       layer: which layer of a stack [L, ...] of weights is multiplied, where it lies; None for a single weight.
       out_dtype: of the result; None for the activations' own.
-      implementation: a name in `IMPLEMENTATIONS`, or `auto`: the kernel of the chip where it serves these arguments,
-        else `xla`.
+      implementation: a name in `IMPLEMENTATIONS`, as `choose` returns it.
 
     Returns:
       The product.
@@ -83,7 +76,7 @@ def int8_matmul(
     *,
     layer: Int32[Array, ""] | None = None,
     out_dtype: DTypeLike | None = None,
-    implementation: str = "auto",
+    implementation: str,
 ) -> Float[Array, "T F"]:
     """`x @ w` with rows of x rounded to int8, each by its own largest magnitude, and products summed in int32.
 
@@ -103,7 +96,7 @@ def fp8_matmul(
     *,
     layer: Int32[Array, ""] | None = None,
     out_dtype: DTypeLike | None = None,
-    implementation: str = "auto",
+    implementation: str,
 ) -> Float[Array, "T F"]:
     """`x @ w` with rows of x rounded to float8_e4m3fn, each scaled by its own largest magnitude.
 
@@ -114,28 +107,6 @@ def fp8_matmul(
         raise ConfigError(f"fp8_matmul takes fp8 weights, not {weight.kind}: use int8_matmul or quant_matmul")
     values_TD, row_scales_T = quantise_rows(x_TD, "fp8")
     return _run(values_TD, weight, row_scales_T, implementation, layer=layer, out_dtype=out_dtype or x_TD.dtype)
-
-
-def resolve(implementation: str, x_TD: jax.Array | jax.ShapeDtypeStruct, weight: QuantWeight) -> str:
-    """The implementation that a name stands for.
-
-    Args:
-      implementation: a name in `IMPLEMENTATIONS`, or `auto`.
-      x_TD: activations as they are multiplied: int8 or fp8 where rows are quantised.
-      weight: the weight.
-
-    Raises:
-      ConfigError: for a name that is none, or one that does not serve these arguments. It is never replaced.
-    """
-    if implementation == "auto":
-        kernel = KERNEL_OF_BACKEND.get(jax.default_backend(), "xla")
-        return "xla" if IMPLEMENTATIONS[kernel].why_not(x_TD, weight) else kernel
-    if implementation not in IMPLEMENTATIONS:
-        hint = nearest(implementation, ["auto", *IMPLEMENTATIONS])
-        raise ConfigError(f"products with quantised weights have no implementation '{implementation}'.{hint}")
-    if reason := IMPLEMENTATIONS[implementation].why_not(x_TD, weight):
-        raise ConfigError(reason)
-    return implementation
 
 
 def choose(implementation: str, target: str, products: Iterable[tuple[jax.ShapeDtypeStruct, QuantWeight]]) -> Choice:
@@ -149,16 +120,12 @@ def choose(implementation: str, target: str, products: Iterable[tuple[jax.ShapeD
     Raises:
       ConfigError: for a name that does not exist, and for a name that does not serve one of the products.
     """
-    products = list(products)
-    if implementation != "auto":
-        for product in products:
-            resolve(implementation, *product)
-        return Choice(implementation, "it was asked for")
-    if target not in KERNEL_OF_TARGET:
-        return Choice("xla", f"there is no kernel for {target or 'this device'}")
-    kernel = KERNEL_OF_TARGET[target]
-    reasons = [reason for product in products if (reason := IMPLEMENTATIONS[kernel].why_not(*product))]
-    return Choice("xla", reasons[0]) if reasons else Choice(kernel, f"it is the kernel for {target}")
+    shapes = list(products)
+
+    def why_not(module: ModuleType) -> str | None:
+        return next((reason for product in shapes if (reason := module.why_not(*product))), None)
+
+    return choosing.choose(OPERATION, implementation, target, IMPLEMENTATIONS, why_not)
 
 
 def _run(
@@ -168,8 +135,10 @@ def _run(
     implementation: str,
     **options: Any,
 ) -> Float[Array, "T F"]:
-    """The product of rows as they are multiplied, by the implementation that a name stands for."""
-    module = IMPLEMENTATIONS[resolve(implementation, x_TD, weight)]
+    """The product of rows as they are multiplied, by the implementation of a name."""
+    module = choosing.module_of(OPERATION, implementation, IMPLEMENTATIONS)
+    if reason := module.why_not(x_TD, weight):
+        raise ConfigError(f"{OPERATION} '{implementation}' cannot be used: {reason}")
     return module.matmul(x_TD, weight, row_scales_T, **options)
 
 

@@ -30,7 +30,7 @@ def why_not(x_TD: jax.Array | jax.ShapeDtypeStruct, weight: QuantWeight) -> str 
     """Why the kernel does not serve these arguments, with what does; None where it does."""
     dtype = jnp.dtype(x_TD.dtype).name
     if dtype not in (*FLOAT_ROWS, *SAME_ROWS):
-        return f"the GPU kernel multiplies rows of {' or '.join(FLOAT_ROWS)}, or 8-bit ones, not {dtype}: choose 'xla'"
+        return f"the GPU kernel multiplies rows of {' or '.join(FLOAT_ROWS)}, or 8-bit ones, not {dtype}"
     if dtype in SAME_ROWS and weight.kind != dtype:
         return (
             f"the GPU kernel multiplies {dtype} rows by {dtype} weights, not {weight.kind}: use quant_matmul, or 'xla'"
@@ -38,12 +38,12 @@ def why_not(x_TD: jax.Array | jax.ShapeDtypeStruct, weight: QuantWeight) -> str 
     if weight.inputs % BLOCK_INPUTS or weight.outputs % ROWS:
         return (
             f"the GPU kernel takes a multiple of {BLOCK_INPUTS} inputs and of {ROWS} outputs, not "
-            f"{weight.inputs} and {weight.outputs}: choose 'xla', or pad the matrix"
+            f"{weight.inputs} and {weight.outputs}: pad the matrix"
         )
     if weight.groups > 1 and weight.group not in GROUPS:
-        return f"the GPU kernel takes groups of {', '.join(map(str, GROUPS))}, not {weight.group}: choose 'xla'"
+        return f"the GPU kernel takes groups of {', '.join(map(str, GROUPS))}, not {weight.group}"
     if weight.groups > 1 and dtype in SAME_ROWS and weight.group < BLOCK_INPUTS:
-        return f"the GPU kernel multiplies {dtype} rows in groups of {BLOCK_INPUTS}, not {weight.group}: choose 'xla'"
+        return f"the GPU kernel multiplies {dtype} rows in groups of {BLOCK_INPUTS}, not {weight.group}"
     return None
 
 

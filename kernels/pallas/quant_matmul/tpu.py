@@ -41,17 +41,13 @@ def why_not(x_TD: jax.Array | jax.ShapeDtypeStruct, weight: QuantWeight) -> str 
     """Why the kernel does not serve these arguments, with what does; None where it does."""
     dtype = jnp.dtype(x_TD.dtype).name
     if dtype not in ROW_TYPES:
-        return f"the TPU kernel multiplies rows of {', '.join(ROW_TYPES)}, not {dtype}: choose 'xla'"
+        return f"the TPU kernel multiplies rows of {', '.join(ROW_TYPES)}, not {dtype}"
     if weight.inputs % LANES:
-        return f"the TPU kernel takes a multiple of {LANES} inputs, not {weight.inputs}: choose 'xla'"
+        return f"the TPU kernel takes a multiple of {LANES} inputs, not {weight.inputs}"
     if LANES % weight.group and weight.group % LANES:
-        return (
-            f"the TPU kernel takes groups that divide {LANES} or are multiples of it, not {weight.group}: choose 'xla'"
-        )
+        return f"the TPU kernel takes groups that divide {LANES} or are multiples of it, not {weight.group}"
     if dtype == "int8" and weight.group > MOST_INT8_INPUTS:
-        return (
-            f"int32 holds the products of {MOST_INT8_INPUTS} inputs, not {weight.group}: choose 'xla' with quant_matmul"
-        )
+        return f"int32 holds the products of {MOST_INT8_INPUTS} inputs, not {weight.group}: multiply rows as they are"
     return None
 
 
