@@ -180,6 +180,7 @@ def test_a_real_run_is_not_made_again_by_a_simulation(command: Command, again: A
 
 def test_a_repetition_can_be_stopped(command: Command, again: Again, monkeypatch):
     folder = command(*BUSY).folder
+    monkeypatch.setattr(Progress, "due", lambda self: True)
     monkeypatch.setattr(Progress, "update", lambda self, done, **fields: signal.raise_signal(signal.SIGINT))
     assert "stopped by SIGINT; nothing was compared" in again(folder).err
     assert not (folder / "replay.json").exists()

@@ -90,6 +90,7 @@ def test_a_run_that_a_signal_stopped_goes_on_from_where_it_was(command: Command,
     whole = command(*KEPT, runs=tmp_path / "whole")
     calls = iter(range(1, 1 << 30))
     with monkeypatch.context() as patch:
+        patch.setattr(Progress, "due", lambda self: True)
         patch.setattr(
             Progress, "update", lambda self, done, **f: next(calls) == 90 and signal.raise_signal(signal.SIGTERM)
         )

@@ -33,6 +33,7 @@ def _signal_at(monkeypatch, number: signal.Signals, update: int) -> None:
         if next(calls) == update:
             signal.raise_signal(number)
 
+    monkeypatch.setattr(Progress, "due", lambda self: True)
     monkeypatch.setattr(Progress, "update", told)
 
 
