@@ -4,6 +4,7 @@
     python experiments/run.py --config=smollm2_cpu --set Sampling.temperature=0.7 --set Engine.max_seqs=4
     python experiments/run.py --config=llama8b_h100 --trace=requests.csv --executor=roofline --out=/tmp/runs
     python experiments/run.py --config=smollm2_cpu --compare_executors
+    python experiments/run.py --config=smollm2_cpu --profile_steps=20:25
     python experiments/run.py --config=smollm2_cpu --set Snapshots.interval_s=5 --resume
     python experiments/run.py --replay=runs/smollm2_cpu/0123456789ab
     python experiments/run.py --replay=runs/smollm2_cpu/0123456789ab --fork_at=100 --set Engine.policy=shortest_first
@@ -35,12 +36,15 @@ from nanoserve.specs.config import resolve as resolve_config
 from nanoserve.specs.errors import CapacityError, ConfigError, NanoserveError
 
 if TYPE_CHECKING:
+    from experiments.run_compared import Alone
     from experiments.run_snapshots import Unkept
     from nanoserve.engine.snapshot import Header
     from nanoserve.replay import Replay
     from nanoserve.report.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# XLA's own 0.75 would not hold what the memory model plans: 0.9 of a chip, in which the runtime's part is counted too.
+GPU_MEMORY_SHARE = "0.92"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,6 +94,7 @@ def _command(arguments: Sequence[str], signals: StopSignals) -> int:
 
 def _of_kind(asked: flags.FlagValues, signals: StopSignals) -> int:
     """A run, one that is made again, or the config alone."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_MEMORY_SHARE)  # read when JAX finds its devices
     if asked.replay is not None:
         if asked.fork_at is None:
             return run_replayed.replay_run(asked, signals)
@@ -115,7 +120,21 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
         if asked[name].value == "":
             raise ConfigError(f"--{name}= is empty. Give it a value or leave it out")
     run_replayed.check_flags(asked)
+    _check_profile(asked)
     return asked
+
+
+def _check_profile(asked: flags.FlagValues) -> None:
+    if asked.profile_steps is None:
+        return
+    from experiments.run_profiled import plans_of
+
+    plans_of(asked.profile_steps)
+    if asked.compare_executors:
+        raise ConfigError(
+            "--profile_steps and --compare_executors are of one run each: a program that is profiled takes longer than "
+            "when it is timed. Leave one of them out"
+        )
 
 
 def _flags(own: flags.FlagValues) -> None:
@@ -126,6 +145,9 @@ def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "runs", "folder for run folders", flag_values=own)
     flags.DEFINE_bool(
         "compare_executors", False, "simulate the run too, with its programs' own times, and compare", flag_values=own
+    )
+    flags.DEFINE_string(
+        "profile_steps", None, "FIRST:END: profile these plans of a real run, END not among them", flag_values=own
     )
     resume = "go on with a run that was killed, from its last snapshot: this config's, or that in the folder =PATH"
     flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "resume", None, resume, boolean=True), own)
@@ -159,7 +181,7 @@ def _resumed_path(asked: flags.FlagValues) -> Path | None:
 
 
 def _run(loaded: Loaded, asked: flags.FlagValues, signals: StopSignals) -> None:
-    from experiments.run_compared import Alone, Compared
+    from experiments.run_compared import Alone
     from experiments.run_execute import execute
     from experiments.run_files import Outcome, print_run, write_records, write_run
     from experiments.run_snapshots import Unkept, keeper_of
@@ -173,7 +195,7 @@ def _run(loaded: Loaded, asked: flags.FlagValues, signals: StopSignals) -> None:
     if not group.leads:
         execute(replay, signals, Alone(), Unkept(), group)
         return
-    companion = Compared() if asked.compare_executors else Alone()
+    companion = _companion(asked)
     companion.check(replay)
     trace_hash = trace_fingerprint(replay.trace)
     commit, weights = git_state()[0], replay.weights_fingerprint
@@ -192,7 +214,7 @@ def _run(loaded: Loaded, asked: flags.FlagValues, signals: StopSignals) -> None:
             write_records(folder, over(complete=False, elapsed_s=time.perf_counter() - started))
             print(f"the records so far are in {folder.path}, without DONE", file=sys.stderr)
             raise
-        outcome = over(complete=complete, elapsed_s=time.perf_counter() - started)
+        outcome = over(complete=complete, elapsed_s=time.perf_counter() - started, profile=companion.profile)
         summary = write_run(folder, outcome)
         print_run(outcome, summary)
         if not complete:
@@ -202,6 +224,16 @@ def _run(loaded: Loaded, asked: flags.FlagValues, signals: StopSignals) -> None:
             )
         keeper.end()
         print(folder.path)
+
+
+def _companion(asked: flags.FlagValues) -> "Alone":
+    """What is done before and after the run."""
+    from experiments.run_compared import Alone, Compared
+    from experiments.run_profiled import Profiled, plans_of
+
+    if asked.profile_steps is not None:
+        return Profiled(plans_of(asked.profile_steps))
+    return Compared() if asked.compare_executors else Alone()
 
 
 def _begun(asked: flags.FlagValues, loaded: Loaded, header: "Header", keeper: "Unkept") -> "RunFolder":

@@ -26,11 +26,18 @@ if TYPE_CHECKING:
     from nanoserve.executors.probe import Prober
     from nanoserve.replay import Replay
     from nanoserve.roofline.counts import StepCounts
+    from nanoserve.roofline.profiled import Profile
     from nanoserve.roofline.program_pricing import ProgramPricer
 
 
 class Alone:
-    """A run by itself: nothing before it, nothing after."""
+    """A run by itself: nothing before it, nothing after.
+
+    Attributes:
+      profile: what the report says of where a step's time went; None says nothing.
+    """
+
+    profile: "Profile | None" = None
 
     def check(self, replay: "Replay") -> None:
         """Any run will do."""
@@ -115,7 +122,7 @@ def _compare(replay: "Replay", pricer: "ProgramPricer", folder: RunFolder) -> No
     twin = simulated_twin(replay, StoppingExecutor(priced, _stops(real.requests)))
     twin.run()
     simulated = twin.records()
-    priced_s = np.array([to_seconds(pricer.plan_ticks(counts)) for counts in _plan_counts(real.steps)])
+    priced_s = np.array([to_seconds(pricer.plan_ticks(counts)) for counts in plan_counts(real.steps)])
     found = tables.compare(real.steps, priced_s, real.requests, simulated.requests)
     print("\n".join(tables.lines(found)))
     with tempfile.TemporaryDirectory() as scratch:
@@ -136,7 +143,8 @@ def _stops(requests: "pl.DataFrame") -> dict[int, int]:
     return dict(zip(stopped["request"].to_list(), stopped["output_tokens"].to_list(), strict=True))
 
 
-def _plan_counts(steps: "pl.DataFrame") -> "Iterator[StepCounts]":
+def plan_counts(steps: "pl.DataFrame") -> "Iterator[StepCounts]":
+    """What each plan of a run asked for, in order."""
     from nanoserve.roofline.counts import StepCounts
 
     names = [field.name for field in dataclasses.fields(StepCounts)]

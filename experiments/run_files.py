@@ -18,6 +18,7 @@ from nanoserve.specs.errors import CapacityError
 if TYPE_CHECKING:
     from nanoserve.engine.tape import Tape
     from nanoserve.replay import Records, Replay
+    from nanoserve.roofline.profiled import Profile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Outcome:
       loaded: its config. replay: the engine with its log. trace_hash: `replay.trace_fingerprint` of its trace.
       complete: every request left the engine by itself. elapsed_s: wall time from reading the trace to the last step.
       tape: what a real engine was told about time; None for a run that repeats itself without.
+      profile: where a step's time went, of a run that was profiled.
     """
 
     loaded: Loaded
@@ -36,6 +38,7 @@ class Outcome:
     complete: bool
     elapsed_s: float
     tape: "Tape | None" = None
+    profile: "Profile | None" = None
 
     @functools.cached_property
     def environment(self) -> dict:
@@ -182,5 +185,6 @@ def _write_report(folder: RunFolder, outcome: Outcome, records: "Records", summa
         operative=outcome.loaded.operative,
         environment=outcome.environment,
         fleet=_fleet_tables(replay, records, summary),
+        profile=outcome.profile,
     )
     folder.write_report(render_html(data), render_markdown(data))

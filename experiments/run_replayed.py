@@ -39,7 +39,7 @@ def check_flags(asked: flags.FlagValues) -> None:
         if asked.fork_at is not None:
             raise ConfigError("--fork_at needs --replay=runs/CONFIG/ID: the run that is forked")
         return
-    mine = {"config", "trace", "executor", "resume", "compare_executors", "processes", "print_config"}
+    mine = {"config", "trace", "executor", "resume", "compare_executors", "profile_steps", "processes", "print_config"}
     given = sorted(f"--{name}" for name in mine if asked[name].present)
     if given:
         raise ConfigError(f"--replay={asked.replay}: a run is made again as it was, so leave {given[0]} out")

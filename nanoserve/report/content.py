@@ -14,6 +14,8 @@ from nanoserve.report.stats import Distribution
 if TYPE_CHECKING:
     import polars as pl
 
+    from nanoserve.roofline.profiled import Profile
+
 KINDS = ("prefill", "mixed", "decode")
 
 BOUND_LABELS: Mapping[str, str] = {
@@ -61,6 +63,7 @@ class ReportData:
       operative: the configuration with every value spelled out.
       environment: what `env.json` holds.
       fleet: tables of `report.fleet`; none for a single engine.
+      profile: where a step's time went; None where nothing was profiled.
     """
 
     title: str
@@ -73,6 +76,7 @@ class ReportData:
     operative: str
     environment: Mapping[str, Any]
     fleet: "Sequence[Table]" = ()
+    profile: "Profile | None" = None
 
 
 @dataclasses.dataclass(frozen=True)

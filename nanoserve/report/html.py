@@ -25,7 +25,9 @@ from nanoserve.report.content import (
 from nanoserve.report.definitions import DEFINITIONS
 from nanoserve.report.elements import columns, document, escape, figure, folded, paragraph, section, table, tiles
 from nanoserve.report.plots import latency_plots, roofline_plot, timeline_plots
+from nanoserve.report.profile import TITLE, kernel_table, profile_intro, profile_plot, profile_table
 from nanoserve.report.theme import BOUND_COLORS
+from nanoserve.roofline.profiled import Profile
 
 
 def render_html(data: ReportData) -> str:
@@ -40,6 +42,7 @@ def render_html(data: ReportData) -> str:
     summary, shares = data.summary, by_kind(data.steps)
     sections = (
         section("What bounds it", columns([figure(roofline_plot(data)), _time_by_bound(data, shares)])),
+        *([_profiled(data.profile)] if data.profile else []),
         section(
             "Latency", _latency_text(data), table(latency_table(summary)), columns(map(figure, latency_plots(data)))
         ),
@@ -85,6 +88,13 @@ def _time_by_bound(data: ReportData, shares: Sequence[KindShare]) -> str:
         f'<p class="note">{summary.plans:,} plans, {summary.steps:,} device steps. '
         "Each bar is 100% of its own time.</p></figure>\n"
     )
+
+
+def _profiled(profile: Profile) -> str:
+    parts = [paragraph(text) for text in profile_intro(profile)]
+    for kind in profile.kinds:
+        parts += [columns([figure(profile_plot(kind))]), table(profile_table(kind)), table(kernel_table(kind))]
+    return section(TITLE, *parts)
 
 
 def _latency_text(data: ReportData) -> str:

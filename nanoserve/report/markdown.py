@@ -18,6 +18,8 @@ from nanoserve.report.content import (
     throughput_table,
 )
 from nanoserve.report.definitions import DEFINITIONS
+from nanoserve.report.profile import TITLE, kernel_table, profile_intro, profile_table
+from nanoserve.roofline.profiled import Profile
 
 
 def render_markdown(data: ReportData) -> str:
@@ -33,6 +35,7 @@ def render_markdown(data: ReportData) -> str:
     tiles = Table(("", "", ""), [(tile.label, tile.value, tile.detail) for tile in headline(summary)])
     sections = (
         ("What bounds it", table_of(bound_table(summary))),
+        *([(TITLE, _profiled(data.profile))] if data.profile else []),
         ("Latency", f"t0 is the {summary.t0}.\n\n{table_of(latency_table(summary))}"),
         ("Throughput", table_of(throughput_table(summary))),
         ("Memory and queue", table_of(memory_table(summary))),
@@ -47,6 +50,11 @@ def render_markdown(data: ReportData) -> str:
     lines = [data.how, objective_line(summary), f"{summary.issued:,} requests on {data.roof.chips} × {data.roof.chip}."]
     head = f"# {data.title}\n\n" + "\n\n".join(escaped(line) for line in lines if line) + f"\n\n{table_of(tiles)}"
     return head + "".join(f"\n## {title}\n\n{body}" for title, body in sections)
+
+
+def _profiled(profile: Profile) -> str:
+    tables = [table_of(make(kind)) for kind in profile.kinds for make in (profile_table, kernel_table)]
+    return "\n\n".join([*map(escaped, profile_intro(profile)), "\n".join(tables)])
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 LOG_BLOCK_TOKENS = "nanoserve_block_tokens"  # key in the metadata of a service log's file
-LOGS = "logs"
+LOGS, PROFILE = "logs", "profile"
 VERSIONED_PACKAGES = ("jax", "jaxlib", "numpy", "polars")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -118,6 +118,12 @@ class RunFolder:
         self._write_table("simulated_requests.parquet", requests)
         self._write_table("simulated_steps.parquet", steps)
 
+    def write_profile(self, files: Mapping[str, bytes]) -> None:
+        """`profile/NAME`: what a profiler recorded of some plans, and where a step's time went."""
+        _make(self.path / PROFILE)
+        for name, content in files.items():
+            self._write(f"{PROFILE}/{name}", content)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """`summary.json`: see `metrics.Summary.as_dict`."""
         self._write("summary.json", _json_bytes(summary))
@@ -129,7 +135,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Marks the run as complete: `DONE` holds the names of its files."""
-        entries = (*self.path.iterdir(), *(self.path / LOGS).glob("*"))
+        entries = (*self.path.iterdir(), *(self.path / LOGS).glob("*"), *(self.path / PROFILE).glob("*"))
         names = sorted(
             str(entry.relative_to(self.path)) for entry in entries if entry.is_file() and entry.name[0] != "."
         )

@@ -13,6 +13,8 @@ from nanoserve.report.content import (
     throughput_table,
 )
 from nanoserve.report.metrics import Summary
+from nanoserve.report.profile import profile_intro, profile_table
+from nanoserve.roofline.profiled import Profile
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -36,6 +38,19 @@ def print_summary(summary: Summary, console: "Console | None" = None) -> None:
     tables = (throughput_table(summary), bound_table(summary), memory_table(summary), finish_table(summary))
     console.print(_table(latency_table(summary)), f"t0 is the {summary.t0}")
     console.print(Columns([_table(table) for table in tables], padding=(0, 5)))
+
+
+def print_profile(profile: Profile, console: "Console | None" = None) -> None:
+    """Prints where a step's time went; arguments as for `print_summary`."""
+    from rich.console import Console
+
+    console = console or Console(highlight=False)
+    for text in profile_intro(profile):
+        console.print(text, markup=False)
+    for kind in profile.kinds:
+        whole = profile_table(kind)
+        narrow = [[row[column] for column in (0, 1, 2, 3, 5)] for row in (whole.header, *whole.rows)]
+        console.print(_table(Table(narrow[0], narrow[1:])))
 
 
 def _tiles(summary: Summary) -> "RichTable":

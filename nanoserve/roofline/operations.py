@@ -10,6 +10,7 @@ Next: `profiled`, which adds up both sides.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -92,6 +93,8 @@ def prices(
 ) -> dict[str, BoundTimes]:
     """Returns the seconds of a plan by operation, and by what each waits for; those that it does not have are absent.
 
+    The host has what it costs besides to call a plan's program once, whatever its steps.
+
     Args:
       model, cluster, precision, counts: as for `ops.step_ops`. calibration: the constants to price with.
     """
@@ -101,6 +104,7 @@ def prices(
         if times.total or op.launches:
             name = of_priced(op)
             priced[name] = priced.get(name, BoundTimes()) + times
+    priced[HOST] += BoundTimes(overhead=calibration.host_call_s)
     return priced
 
 
@@ -108,8 +112,10 @@ class Named:
     """A compiled program's instructions by name, each with its operation."""
 
     def __init__(self, program: Program):
-        """Reads every computation that control flow reaches: what is inside fusions never runs by itself."""
-        self._operations = dict(_operations(program, program.entry, None))
+        """Reads every computation that control flow reaches, and what is fused into its instructions."""
+        self._operations: dict[str, str] = {}
+        for name, operation in _operations(program, program.entry, None):
+            self._operations.setdefault(name, operation)
         self._by_kernel = {as_kernel(name): operation for name, operation in self._operations.items()}
 
     def __contains__(self, instruction: str) -> bool:
@@ -133,10 +139,14 @@ def as_kernel(instruction: str) -> str:
 
 
 def _operations(program: Program, computation: str, around: str | None) -> Iterator[tuple[str, str]]:
-    """Instructions of a computation and of those that it calls; `around` is the operation of the loop it is in."""
+    """Instructions of a computation and of those that it calls; `around` is the operation of the loop it is in.
+
+    What is fused belongs with the whole, and a profiler may name it: the product inside a slice of a stack of weights.
+    """
     for line in program.computations[computation]:
         if line.opcode not in _CONTROL:
-            yield line.name, _operation(program, computation, line, around)
+            whole = _operation(program, computation, line, around)
+            yield from ((part.name, whole) for _, part in program.parts(computation, line))
             continue
         yield line.name, LOOPS
         for called in line.called:
@@ -148,7 +158,21 @@ def _operation(program: Program, computation: str, line: Instruction, around: st
     parts = [part for _, part in program.parts(computation, line)]
     if any(part.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES for part in parts):
         return LINKS
-    heroes = [part for part in parts if part.opcode in _PRODUCTS and of_scope(part.scope)]
-    scopes = (of_scope(part.scope) for part in (*heroes, line, *reversed(parts)))
-    found = next(filter(None, scopes), None) or around
+    products = [part for part in parts if part.opcode in _PRODUCTS]
+    heroes = (of_scope(part.scope) for part in products)
+    left_behind = _left_behind(program, computation, line) if products and not any(p.scope for p in products) else ()
+    scopes = (of_scope(part.scope) for part in (line, *reversed(parts)))
+    found = next(filter(None, itertools.chain(heroes, left_behind, scopes)), None) or around
     return found or (COPIES if line.opcode in _COPIES else OTHER)
+
+
+def _left_behind(program: Program, computation: str, product: Instruction) -> Iterator[str | None]:
+    """Operations that may be a product's whose scope is lost.
+
+    Where XLA writes a product of one row anew, a change of shape in whoever uses it keeps the product's scope.
+    """
+    for line in program.computations[computation]:
+        if product.name in line.operands:
+            for _, part in program.parts(computation, line):
+                if part.opcode not in _PRODUCTS and part.scope.endswith("/dot_general"):
+                    yield of_scope(part.scope)
