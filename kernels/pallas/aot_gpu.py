@@ -69,7 +69,7 @@ def compile_for_h100(fn: Callable[..., Any], *abstract_args: jax.ShapeDtypeStruc
 
 def compiled_for_h100(fn: Callable[..., Any], *abstract_args: jax.ShapeDtypeStruct):
     """As `compile_for_h100`, with the compiled program (`as_text()`, `memory_analysis()`) before the report."""
-    sharding = _one_h100()
+    sharding = one_h100()
     args = [jax.ShapeDtypeStruct(arg.shape, arg.dtype, sharding=sharding) for arg in abstract_args]
     with mosaic_logs() as folder:
         lowered = jax.jit(fn).trace(*args).lower()
@@ -79,7 +79,7 @@ def compiled_for_h100(fn: Callable[..., Any], *abstract_args: jax.ShapeDtypeStru
 
 
 @functools.cache
-def _one_h100() -> jax.sharding.Sharding:
+def one_h100() -> jax.sharding.Sharding:
     """A sharding over one H100 that is not there."""
     if not available():
         raise ConfigError("the compiler for NVIDIA GPUs is not installed: run `make aot-gpu`")

@@ -1,5 +1,7 @@
 """The parts of JAX that move between versions, in one place. Written for jax 0.11.2."""
 
+from collections.abc import Iterator
+
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -43,6 +45,44 @@ def compiler_options(device) -> dict[str, bool]:
     stack at every step: three times the traffic. cuBLAS takes the address inside the stack.
     """
     return {"xla_gpu_enable_triton_gemm": False} if device.platform == "gpu" else {}
+
+
+def loaded_programs(device, names) -> Iterator[tuple[str, int, str]]:
+    """Every program of these names that is loaded on a device's platform: its name, its number, and its HLO text.
+
+    The number is what a profile calls `program_id`. Programs that came out of a compilation cache may share one.
+    """
+    for program in device.client.live_executables():
+        for module in program.hlo_modules():
+            if module.name in names:
+                yield module.name, _module_number(module.as_serialized_hlo_module_proto()), module.to_string()
+
+
+def _module_number(proto: bytes) -> int:
+    """The field `id` of a serialised HloModuleProto, which nothing else tells; 0 where it is not set."""
+    place = 0
+    while place < len(proto):
+        key, place = _varint(proto, place)
+        field, kind = key >> 3, key & 7
+        if kind == 0:  # a number
+            value, place = _varint(proto, place)
+            if field == 5:
+                return value
+        elif kind == 2:  # bytes, after their length
+            length, place = _varint(proto, place)
+            place += length
+        else:
+            place += 8 if kind == 1 else 4
+    return 0
+
+
+def _varint(proto: bytes, place: int) -> tuple[int, int]:
+    """A number of protobuf's, seven bits a byte from the lowest, and the place after it."""
+    value = shift = 0
+    while proto[place] >= 0x80:
+        value |= (proto[place] & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+    return value | proto[place] << shift, place + 1
 
 
 def tpu_cores() -> int:

@@ -55,6 +55,8 @@ MULTIPROCESSORS: Mapping[str, Multiprocessors] = {
     "h200_sxm": _HOPPER,
 }
 
+CUDA_VERSION = "13.0.0"  # of driver and runtime, the least that the pinned wheels (cuda13) run on
+
 
 def target_config(chip: ChipSpec) -> str:
     """The text proto that describes `chip` to XLA.
@@ -64,7 +66,8 @@ def target_config(chip: ChipSpec) -> str:
 
     Returns:
       A `stream_executor.GpuTargetConfigProto` in text form. The architecture carries the `a` suffix (sm_90a), without
-      which the compiler has no wgmma.
+      which the compiler has no wgmma. Without versions of driver and runtime XLA takes them for too old to capture
+      library calls and loops, and leaves command buffers (CUDA graphs) out of the program.
 
     Raises:
       ConfigError: for a chip whose multiprocessors are not in `MULTIPROCESSORS`.
@@ -103,6 +106,9 @@ gpu_device_info {{
   memory_bandwidth: {int(chip.hbm_bytes_per_s)}
   device_memory_size: {chip.hbm_bytes}
   l2_cache_size: {chip.on_chip_bytes}
+  driver_version: "{CUDA_VERSION}"
+  runtime_version: "{CUDA_VERSION}"
+  compile_time_toolkit_version: "{CUDA_VERSION}"
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 12 patch: 0 }}

@@ -85,14 +85,20 @@ def through_stage(
         layer = one_layer(layers, index)
         first_page = index * pool.pages.shape[1]
         attended_TD, run = attention(spec, layer, run, first_page, x_TD, turns[window], attend, window, mesh)
-        x_TD += attended_TD
-        x_TD += mlp(spec, layer, index, x_TD, mesh)
-        return x_TD, run
+        x_TD = added(x_TD, attended_TD)
+        return added(x_TD, mlp(spec, layer, index, x_TD, mesh)), run
 
     x_TD, run = through_layers(spec, len(layers.attn_norm), layer_with, (x_TD, one_run(pool)))
     return x_TD, by_layer(run, pool)
 
 
+@jax.named_scope("residual")
+def added(x_TD: Float[Array, "T D"], out_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    """The residual stream with what a part of a layer adds to it."""
+    return x_TD + out_TD
+
+
+@jax.named_scope("layer_weights")
 def one_layer(layers: Layer, index: Int32[Array, ""]) -> Layer:
     """The weights of one layer; of experts and quantised matrices all layers', which kernels read where they lie."""
     stacks = {"w_experts_gate_up": layers.w_experts_gate_up, "w_experts_down": layers.w_experts_down}
@@ -187,9 +193,11 @@ def project_qkv(
     spec: ModelSpec, layer: Layer, x_TD: Float[Array, "T D"], mesh: Mesh | None = None
 ) -> tuple[Float[Array, "T K G h"], Float[Array, "T K h"], Float[Array, "T K h"]]:
     """Queries, keys and values in one product, with the family's biases and norms."""
-    qkv_TC = product(jnp.float32, norm(spec, x_TD, layer.attn_norm), layer.wqkv, mesh)
-    if layer.bqkv is not None:
-        qkv_TC += layer.bqkv
+    normed_TD = norm(spec, x_TD, layer.attn_norm)
+    if layer.bqkv is None:
+        qkv_TC = product(x_TD.dtype, normed_TD, layer.wqkv, mesh)
+    else:
+        qkv_TC = product(jnp.float32, normed_TD, layer.wqkv, mesh) + layer.bqkv
     qkv = qkv_TC.astype(x_TD.dtype).reshape(-1, spec.kv_heads, spec.query_groups + 2, spec.head_size)
     q_TKGh, k_TKh, v_TKh = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -216,6 +224,7 @@ def ended(spec: ModelSpec, out_TD: Float[Array, "T D"], weight: Float[Array, " D
     return out_TD if weight is None else norm(spec, out_TD, weight)
 
 
+@jax.named_scope("norm")
 def norm(spec: ModelSpec, x: Float[Array, "... D"], weight: Float[Array, " D"]) -> Float[Array, "... D"]:
     """The family's root-mean-square norm over the last axis; one is added to zero-centred weights in float32."""
     return rms_norm(x, weight.astype(jnp.float32) + 1 if spec.zero_centred_norms else weight, spec.norm_eps)

@@ -16,7 +16,12 @@ from nanoserve.weights import names
 
 
 def to_tensors(spec: ModelSpec, params: Params) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint, matrices in [out, in] orientation.
+    """Every tensor of a checkpoint, matrices in [out, in] orientation; raises as `tensors`."""
+    return {name: np.ascontiguousarray(array) for name, array in tensors(spec, params)}
+
+
+def tensors(spec: ModelSpec, params: Params) -> Iterator[tuple[str, Array]]:
+    """Names and arrays of `to_tensors`, made one at a time where the weights are: no second model is held.
 
     Raises:
       ConfigError: the model has experts, biases or norms that are not exported, or quantised weights.
@@ -25,15 +30,16 @@ def to_tensors(spec: ModelSpec, params: Params) -> dict[str, np.ndarray]:
     present = [name for name, value in extras.items() if value]
     if present:
         raise ConfigError(f"model '{spec.name}' cannot be exported: it has {', '.join(present)}")
-    tensors = {names.EMBEDDING: np.asarray(params.embed), names.FINAL_NORM: np.asarray(params.final_norm)}
+    yield names.EMBEDDING, params.embed
+    yield names.FINAL_NORM, params.final_norm
     if params.lm_head is not None:
-        tensors[names.HEAD] = np.asarray(params.lm_head).T
+        yield names.HEAD, params.lm_head.T
     for index in range(spec.layers):
-        tensors |= {f"model.layers.{index}.{name}": array for name, array in _layer(spec, params.layers, index)}
-    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        for name, array in _layer(spec, params.layers, index):
+            yield f"model.layers.{index}.{name}", array
 
 
-def _layer(spec: ModelSpec, layers: Layer, index: int) -> Iterator[tuple[str, np.ndarray]]:
+def _layer(spec: ModelSpec, layers: Layer, index: int) -> Iterator[tuple[str, Array]]:
     K, G, h, D = spec.kv_heads, spec.query_groups, spec.head_size, spec.hidden
     qkv = _matrix(layers.wqkv, index).reshape(D, K, G + 2, h).transpose(1, 2, 3, 0)
     for name, rows in (("q", qkv[:, :G]), ("k", qkv[:, G]), ("v", qkv[:, G + 1])):
@@ -43,11 +49,11 @@ def _layer(spec: ModelSpec, layers: Layer, index: int) -> Iterator[tuple[str, np
     yield "mlp.gate_proj.weight", gate_up[:, : spec.ffn].T
     yield "mlp.up_proj.weight", gate_up[:, spec.ffn :].T
     yield "mlp.down_proj.weight", _matrix(layers.w_down, index).T
-    yield "input_layernorm.weight", np.asarray(layers.attn_norm[index])
-    yield "post_attention_layernorm.weight", np.asarray(layers.mlp_norm[index])
+    yield "input_layernorm.weight", layers.attn_norm[index]
+    yield "post_attention_layernorm.weight", layers.mlp_norm[index]
 
 
-def _matrix(stack: Array | QuantMatrix, index: int) -> np.ndarray:
+def _matrix(stack: Array | QuantMatrix, index: int) -> Array:
     if isinstance(stack, QuantMatrix):
         raise ConfigError("quantised weights cannot be exported: load the model without quantisation")
-    return np.asarray(stack[index])
+    return stack[index]

@@ -24,6 +24,7 @@ from kernels.pallas.compat import row_major
 from kernels.pallas.einsum import einsum_f32
 from nanoserve.model.params import Layer
 from nanoserve.model.product import product
+from nanoserve.model.quantised import is_quantised
 from nanoserve.model.sharding import EXPERT, SHARED, TENSOR, over_columns
 from nanoserve.specs.models import Activation, MoeSpec
 
@@ -55,15 +56,19 @@ def dense(
     layer: Layer, activation: Activation, normed_TD: Float[Array, "T D"], mesh: Mesh | None = None
 ) -> Float[Array, "T D"]:
     """The gated feed-forward: `down(act(gate(x)) * up(x))`."""
-    gate_up_TC = product(normed_TD.dtype, normed_TD, layer.w_gate_up, mesh)
-    # Otherwise XLA for GPUs makes a GELU part of the product, in a form that wants the matrix copied out of the stack.
-    gate_up_TC = jax.lax.optimization_barrier(gate_up_TC)
+    with jax.named_scope("gate_up"):
+        gate_up_TC = product(normed_TD.dtype, normed_TD, layer.w_gate_up, mesh)
+    if not is_quantised(layer.w_gate_up):
+        # Otherwise XLA for GPUs makes a GELU part of the product, in a form that wants the matrix copied out of the
+        # stack. A product in a kernel is out of its reach, and what the kernel leaves to be added up may be fused.
+        gate_up_TC = jax.lax.optimization_barrier(gate_up_TC)
     # Otherwise the TPU compiler turns the product around so that gate and up lie apart, and every layer's matrix too
     # (docs/compile.md, what was tried).
     hidden_TF = over_columns(functools.partial(_gated, ACTIVATIONS[activation]), mesh)(row_major(gate_up_TC))
     # Fused into the next product, the activation would be computed again for every block of its matrix (likewise).
     hidden_TF = jax.lax.optimization_barrier(hidden_TF)
-    return product(normed_TD.dtype, hidden_TF, layer.w_down, mesh)
+    with jax.named_scope("down"):
+        return product(normed_TD.dtype, hidden_TF, layer.w_down, mesh)
 
 
 def experts(
@@ -80,7 +85,8 @@ def experts(
       layer: with the experts of all layers. index: which layer's.
       moe, activation: the model's. normed_TD: tokens. mesh: chips that share the experts; None for one.
     """
-    routing = route(moe, einsum_f32("TD,DE->TE", normed_TD, layer.router))
+    with jax.named_scope("router"):
+        routing = route(moe, einsum_f32("TD,DE->TE", normed_TD, layer.router))
     on_one_chip = functools.partial(_chosen_experts, ACTIVATIONS[activation])
     arguments = normed_TD, routing, index, layer.w_experts_gate_up, layer.w_experts_down
     if mesh is None:
@@ -126,8 +132,11 @@ def _chosen_experts(
     """One chip's columns of the experts that it holds: its part of the sum over experts and their width."""
     T, A = routing.weights_TA.shape
     x_RD = x_TD[routing.order_R // A]
-    hidden_RF = _gated(activation, _grouped(x_TD.dtype, x_RD, index, w_gate_up_LEDC, routing.counts_E))
-    out_RD = _grouped(jnp.float32, hidden_RF, index, w_down_LEFD, routing.counts_E)
+    with jax.named_scope("experts_gate_up"):
+        gate_up_RC = _grouped(x_TD.dtype, x_RD, index, w_gate_up_LEDC, routing.counts_E)
+    hidden_RF = _gated(activation, gate_up_RC)
+    with jax.named_scope("experts_down"):
+        out_RD = _grouped(jnp.float32, hidden_RF, index, w_down_LEFD, routing.counts_E)
     if routing.pairs is not None:  # what a grouped product makes of rows without a group is not said
         out_RD = jnp.where(jnp.arange(T * A)[:, None] < routing.pairs, out_RD, 0.0)
     # Back in the order of tokens, each adds up its own: never a sum whose order depends on neighbours.
@@ -161,6 +170,7 @@ def _grouped(
     return jax.lax.platform_dependent(x_RK, index, w_LEKN, counts_E, tpu=of_stack, default=of_layer)
 
 
+@jax.named_scope("activation")
 def _gated(activation: Callable[[Array], Array], gate_up: Float[Array, "T C"]) -> Float[Array, "T C/2"]:
     """One chip's columns: its part of the gate, then its part of up."""
     gate, up = jnp.split(gate_up, 2, axis=-1)

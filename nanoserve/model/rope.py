@@ -23,6 +23,7 @@ class Rotation(NamedTuple):
     sin: Float[Array, "T half"]
 
 
+@jax.named_scope("rope")
 def rotation(spec: ModelSpec, positions_T: Int32[Array, " T"], window: int | None = None) -> Rotation:
     """Angles of tokens at these positions, in float32, for layers with this window."""
     angles = positions_T[:, None].astype(jnp.float32) * frequencies(spec, window)

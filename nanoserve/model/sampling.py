@@ -3,10 +3,17 @@
 The noise of a token is `fold_in(fold_in(key, seed), position)`, so a request draws the same token whatever its row and
 neighbours. Filters keep or drop vocabulary entries in place (by threshold, so equal logits stand or fall together);
 a row that uses no filter gets the same bits whether or not a neighbour does.
+
+A program samples by one of two functions, chosen before it is compiled (`sampler_for`): `sample`, which serves any
+rows, or `most_likely`, for runs where no request ever draws. The tokens are the same; but to find out at run time that
+nobody draws takes a condition, for which a GPU outside of a CUDA graph waits until the host says where to go on.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int32, Key, UInt32
 
@@ -56,14 +63,37 @@ def sample(
     Returns:
       Tokens, and their log-probabilities under the model (before temperature and filters).
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = _argmax(logits_BV)
     tokens_B = jax.lax.cond(
         jnp.any(params.temperature_B > 0),
         lambda: jnp.where(params.temperature_B > 0, _draw(logits_BV, params, positions_B, key), greedy_B),
         lambda: greedy_B,
     )
-    chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
-    return tokens_B, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    return tokens_B, _logprobs(logits_BV, tokens_B)
+
+
+@jax.named_scope("sample")
+def most_likely(
+    logits_BV: Float[Array, "B V"], params: SamplingParams, positions_B: Int32[Array, " B"], key: Key[Array, ""]
+) -> tuple[Int32[Array, " B"], Float[Array, " B"]]:
+    """The most likely token of every row, whatever `params` ask for: what `sample` gives rows of temperature 0.
+
+    Arguments and result as for `sample`, of which all but the logits are ignored.
+    """
+    del params, positions_B, key
+    tokens_B = _argmax(logits_BV)
+    return tokens_B, _logprobs(logits_BV, tokens_B)
+
+
+Sampler = Callable[
+    [Float[Array, "B V"], SamplingParams, Int32[Array, " B"], Key[Array, ""]],
+    tuple[Int32[Array, " B"], Float[Array, " B"]],
+]
+
+
+def sampler_for(temperatures: np.ndarray | float) -> Sampler:
+    """The cheapest function that is right for requests of these temperatures."""
+    return sample if np.any(np.asarray(temperatures) > 0) else most_likely
 
 
 def keep(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array, "B V"]:
@@ -77,6 +107,16 @@ def keep(logits_BV: Float[Array, "B V"], params: SamplingParams) -> Float[Array,
     kept_BV = jax.lax.cond(filters, lambda: _top_k_top_p(logits_BV, params), lambda: logits_BV)
     least_B = jnp.max(logits_BV, axis=-1) + jnp.log(params.min_p_B)  # log 0 = -inf keeps all
     return jnp.where(kept_BV >= least_B[:, None], kept_BV, -jnp.inf)
+
+
+def _argmax(logits_BV) -> Int32[Array, " B"]:
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+
+def _logprobs(logits_BV, tokens_B) -> Float[Array, " B"]:
+    """Log-probabilities of the tokens under the model."""
+    chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
+    return chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
 def _draw(logits_BV, params: SamplingParams, positions_B, key) -> Int32[Array, " B"]:

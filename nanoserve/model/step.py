@@ -25,7 +25,7 @@ from nanoserve.model import decoder
 from nanoserve.model.attention import PagedAttention, Part, attention_for
 from nanoserve.model.params import Params
 from nanoserve.model.pool import KvPool, Slots, empty_pool, slots_of
-from nanoserve.model.sampling import SamplingParams, sample
+from nanoserve.model.sampling import Sampler, SamplingParams, sample
 from nanoserve.specs.models import ModelSpec
 
 
@@ -109,13 +109,15 @@ def prefill_step(
     state: DeviceState,
     prefill: PrefillRows,
     key: Key[Array, ""],
+    *,
+    sampler: Sampler = sample,
 ) -> Stepped:
     """Writes the chunks' KV and samples after each of them. Donates `state`.
 
     Returns:
       The new state, `tokens_R` and `logprobs_R`.
     """
-    return advance(spec, attention, params, state, prefill_batch(attention, state, prefill), key)
+    return advance(spec, attention, params, state, prefill_batch(attention, state, prefill), key, sampler)
 
 
 def decode_step(
@@ -125,13 +127,15 @@ def decode_step(
     state: DeviceState,
     decode: DecodeRows,
     key: Key[Array, ""],
+    *,
+    sampler: Sampler = sample,
 ) -> Stepped:
     """Writes each row's last token and samples the next. Donates `state`.
 
     Returns:
       The new state, `tokens_B` and `logprobs_B`.
     """
-    return advance(spec, attention, params, state, _decode_batch(attention, state, decode), key)
+    return advance(spec, attention, params, state, _decode_batch(attention, state, decode), key, sampler)
 
 
 def mixed_step(
@@ -142,6 +146,8 @@ def mixed_step(
     decode: DecodeRows,
     prefill: PrefillRows,
     key: Key[Array, ""],
+    *,
+    sampler: Sampler = sample,
 ) -> Stepped:
     """Decode rows and chunks in one pass over the weights. Donates `state`.
 
@@ -149,7 +155,7 @@ def mixed_step(
       The new state, `tokens` [B + R] and `logprobs` [B + R], decode rows first.
     """
     batch = _joined(_decode_batch(attention, state, decode), prefill_batch(attention, state, prefill))
-    return advance(spec, attention, params, state, batch, key)
+    return advance(spec, attention, params, state, batch, key, sampler)
 
 
 def decode_loop(
@@ -162,13 +168,14 @@ def decode_loop(
     key: Key[Array, ""],
     *,
     max_steps: int,
+    sampler: Sampler = sample,
 ) -> tuple[DeviceState, Int32[Array, "max_steps B"], Float[Array, "max_steps B"]]:
     """`steps` decode steps without the host, the same tokens as `steps` calls of `decode_step`. Donates `state`.
 
     Args:
       spec, attention, params, state, decode, key: as for `decode_step`; `decode` describes the first step.
       steps: how many, at most `max_steps`. A traced value: changing it compiles nothing.
-      max_steps: rows of the result; static.
+      max_steps: rows of the result; static. sampler: of `sampling`, what chooses tokens.
 
     Returns:
       The new state, tokens and log-probabilities; rows from `steps` on are zero.
@@ -177,7 +184,7 @@ def decode_loop(
     def body(index, carry):
         state, tokens, logprobs = carry
         rows = dataclasses.replace(decode, positions_B=decode.positions_B + index)
-        state, tokens_B, logprobs_B = decode_step(spec, attention, params, state, rows, key)
+        state, tokens_B, logprobs_B = decode_step(spec, attention, params, state, rows, key, sampler=sampler)
         return state, tokens.at[index].set(tokens_B), logprobs.at[index].set(logprobs_B)
 
     shape = (max_steps, decode.slots_B.shape[0])
@@ -207,6 +214,7 @@ def make_steps(
     spec: ModelSpec,
     *,
     attention: PagedAttention | None = None,
+    sampler: Sampler = sample,
     places: DeviceState | None = None,
     compiler_options: Mapping[str, Any] | None = None,
 ) -> Steps:
@@ -215,6 +223,7 @@ def make_steps(
     Args:
       spec: the model.
       attention: how to attend; `attention_for(spec)` where None.
+      sampler: what chooses tokens: `sampling.sampler_for` of all requests that will be served.
       places: where each part of a state lives (`places.state_places`). Pins the returned state to it, so that
         donation always matches and a step never sees a layout it was not compiled for.
       compiler_options: of XLA, for the chips (`compat.compiler_options`).
@@ -224,7 +233,7 @@ def make_steps(
     def entry(step, **options):
         if places is not None:
             options["out_shardings"] = (places, places.last_tokens, places.last_tokens)
-        bound = functools.partial(step, spec, attention)
+        bound = functools.partial(step, spec, attention, sampler=sampler)
         return jax.jit(bound, donate_argnames="state", compiler_options=dict(compiler_options or {}), **options)
 
     return Steps(
@@ -249,7 +258,13 @@ class Batch:
 
 
 def advance(
-    spec: ModelSpec, attention: PagedAttention, params: Params, state: DeviceState, batch: Batch, key: Key[Array, ""]
+    spec: ModelSpec,
+    attention: PagedAttention,
+    params: Params,
+    state: DeviceState,
+    batch: Batch,
+    key: Key[Array, ""],
+    sampler: Sampler = sample,
 ) -> Stepped:
     """Runs a batch through the model and samples its rows: what every step is. Donates `state`.
 
@@ -261,7 +276,7 @@ def advance(
     x_TD, pool = decoder.forward(spec, params, state.pool, *tokens, attend, attention.mesh)
     logits_RV = decoder.logits(spec, params, x_TD[batch.last_R])
     next_positions_R = batch.positions_T[batch.last_R] + 1
-    tokens_R, logprobs_R = sample(logits_RV, batch.sampling, next_positions_R, key)
+    tokens_R, logprobs_R = sampler(logits_RV, batch.sampling, next_positions_R, key)
     last_tokens = state.last_tokens.at[batch.slots_R].set(tokens_R)
     return DeviceState(pool, last_tokens), tokens_R, logprobs_R
 
@@ -283,7 +298,8 @@ def _decode_batch(attention: PagedAttention, state: DeviceState, rows: DecodeRow
 def prefill_batch(attention: PagedAttention, state: DeviceState, rows: PrefillRows) -> Batch:
     """Prompt chunks as a batch that samples after the last token of each."""
     index_T = jnp.arange(rows.tokens_T.shape[0])
-    row_T = jnp.searchsorted(rows.cu_q_lens, index_T, side="right") - 1
+    # By comparing with all boundaries, which is one kernel; a search by halves is a loop of its own on a GPU.
+    row_T = jnp.searchsorted(rows.cu_q_lens, index_T, side="right", method="compare_all") - 1
     real_T = index_T < rows.cu_q_lens[-1]
     chunks = rows.page_table_RN, rows.kv_lens_R, rows.cu_q_lens
     return Batch(

@@ -2,8 +2,12 @@
 
 Invariants: a tensor depends on (seed, its name, its shape) alone, so neither the order of reads nor the other tensors
 change it; activations keep their scale, because matrices have variance 1 / fan_in and norms multiply by 1.
+
+`RandomTensors` are drawn on the host and are the same everywhere; `DrawnOnDevices` are only named here, and drawn by
+`model.random_params`: a host would take minutes to draw what a large model's chips can draw by themselves.
 """
 
+import dataclasses
 import hashlib
 import zlib
 from typing import override
@@ -65,3 +69,31 @@ class RandomTensors(TensorSource):
     def fingerprint(self) -> str:
         listing = f"{self._seed} {self._dtype} {sorted(self._shapes.items())}"
         return "random-" + hashlib.sha256(listing.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnOnDevices:
+    """Random weights that no host ever has: known by model and seed, drawn where they will live.
+
+    Attributes:
+      spec: the model. seed: of JAX's generator, 0 to 2**32 - 1.
+
+    Raises:
+      ConfigError: the seed is out of range.
+    """
+
+    spec: ModelSpec
+    seed: int
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 1 << 32:
+            raise ConfigError(f"seed = {self.seed} of weights that are drawn on devices must be in [0, 2**32)")
+
+    @property
+    def description(self) -> str:
+        """One line for logs."""
+        return f"random weights of {self.spec.name} drawn on the devices, seed {self.seed}"
+
+    def fingerprint(self) -> str:
+        """Identifies the weights in records; equal ones mean equal weights on devices of the same kind."""
+        return "drawn-" + hashlib.sha256(f"{self.seed} {self.spec}".encode()).hexdigest()

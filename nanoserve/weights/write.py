@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nanoserve.specs.errors import WeightsError
-from nanoserve.specs.models import ModelSpec
+from nanoserve.specs.models import ModelSpec, RopeScaling
 from nanoserve.weights.safetensors import SINGLE
 
 
@@ -20,20 +21,29 @@ def write_checkpoint(folder: Path, spec: ModelSpec, tensors: Mapping[str, np.nda
     Raises:
       WeightsError: another family, or the folder cannot be written.
     """
-    if spec.family != "llama" or spec.rope_scaling is not None:
-        raise WeightsError(f"model '{spec.name}': only the family 'llama', without scaled RoPE, is written")
+    config = huggingface_config(spec)
     from safetensors.numpy import save_file
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(_config(spec), indent=1) + "\n")
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file(dict(tensors), folder / SINGLE)
     except OSError as error:
         raise WeightsError(f"{folder}: {error.strerror}. Name a folder that can be written") from error
 
 
-def _config(spec: ModelSpec) -> dict[str, object]:
-    return {
+def huggingface_config(spec: ModelSpec) -> dict[str, Any]:
+    """What `config.json` says of a model, as `transformers.LlamaConfig` and `specs.huggingface` take it.
+
+    Args:
+      spec: of the family `llama`. Rotary settings have the form that transformers 4 writes and 5 still reads.
+
+    Raises:
+      WeightsError: another family.
+    """
+    if spec.family != "llama":
+        raise WeightsError(f"model '{spec.name}': only the family 'llama' is written, this is '{spec.family}'")
+    config = {
         "model_type": "llama",
         "num_hidden_layers": spec.layers,
         "hidden_size": spec.hidden,
@@ -46,4 +56,15 @@ def _config(spec: ModelSpec) -> dict[str, object]:
         "rope_theta": spec.rope_theta,
         "rms_norm_eps": spec.norm_eps,
         "tie_word_embeddings": spec.tied_embeddings,
+    }
+    return config | ({"rope_scaling": _rope_scaling(spec.rope_scaling)} if spec.rope_scaling else {})
+
+
+def _rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_context_tokens,
     }

@@ -111,7 +111,8 @@ def layer_flops(spec, tokens: int) -> dict[str, int]:
     return {
         "attention/qkv": spec.layers * 2 * tokens * D * (H + 2 * K) * h,
         "attention/out": spec.layers * 2 * tokens * H * h * D,
-        "mlp": spec.layers * 3 * 2 * tokens * D * spec.ffn,
+        "mlp/gate_up": spec.layers * 2 * 2 * tokens * D * spec.ffn,
+        "mlp/down": spec.layers * 2 * tokens * spec.ffn * D,
     }
 
 

@@ -3,7 +3,7 @@
 JAX counts FLOPs and HBM bytes of matrix products and leaves element-wise work aside, as a fused program does. It does
 not look into loops whose length only the data knows, so attention is handed to the decoder as plain products here; and
 it counts a scan's body once, so layers are multiplied out. Two things that no fused program moves are taken out: scores
-on their way to memory and back, and the float32 form of queries, keys and values before they are rounded.
+on their way to memory and back, and the float32 form of queries, keys and values to which a bias is added.
 """
 
 import logging
@@ -54,9 +54,11 @@ def walked(spec: ModelSpec, rows: int, queries: int, context: int, sampled: int)
     pool = jax.eval_shape(lambda: empty_pool(spec, pages=2, page_tokens=16, dtype=jnp.bfloat16))
     ids = array(tokens, dtype=jnp.int32)
     _, layer = roofline.roofline(forward)(params, pool, ids, array(*per_head), array(*per_head))
-    _, head = roofline.roofline(lambda p, x: decoder.logits(spec, p, x))(params, array(sampled, spec.hidden))
-    kept_on_chip = tokens * (spec.heads * context * SCORE_BYTES + qkv_columns(spec) * ROUNDED_BYTES)
-    flops = spec.layers * layer.flops + head.flops
+    head_rows = max(sampled, 2)  # a lone row's product depends on the platform, and JAX does not look into choices
+    _, head = roofline.roofline(lambda p, x: decoder.logits(spec, p, x))(params, array(head_rows, spec.hidden))
+    rounded_bytes = ROUNDED_BYTES if params.layers.bqkv is not None else 0  # else they are rounded in the product
+    kept_on_chip = tokens * (spec.heads * context * SCORE_BYTES + qkv_columns(spec) * rounded_bytes)
+    flops = spec.layers * layer.flops + head.flops * sampled // head_rows
     return flops, spec.layers * (layer.hbm_bytes - kept_on_chip) + head.hbm_bytes
 
 

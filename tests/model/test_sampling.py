@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanoserve.model.sampling import keep, sample
+from nanoserve.model.sampling import keep, most_likely, sample, sampler_for
 from tests.model.factories import KEY, sampling
 
 VOCAB = 12
@@ -133,3 +133,18 @@ def test_what_is_kept_is_what_a_sort_would_keep_ties_included(seed, top_k, top_p
     least = inside[(before < top_p) | (top_p >= 1)].min()
     got = run_keep(jnp.asarray(logits), sampling(1, temperature=1.0, top_k=top_k, top_p=top_p))
     np.testing.assert_array_equal(np.isfinite(got), logits >= least)
+
+
+def test_the_most_likely_token_is_what_a_row_without_temperature_samples_bit_for_bit():
+    logits = jnp.asarray(np.random.default_rng(1).normal(0, 2, (64, VOCAB)), jnp.float32).at[5].set(1.0)  # a tie
+    rows = sampling(64, temperature=0.0), jnp.arange(64), KEY
+    for got, want in zip(jax.jit(most_likely)(logits, *rows), run(logits, *rows), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_run_where_nobody_draws_needs_no_condition():
+    assert sampler_for(np.zeros(3, np.float32)) is most_likely
+    assert sampler_for(np.array([0, 0.7, 0], np.float32)) is sample
+    rows = jnp.zeros((2, VOCAB)), sampling(2), jnp.arange(2), KEY
+    assert " cond[" in str(jax.make_jaxpr(sample)(*rows))
+    assert " cond[" not in str(jax.make_jaxpr(most_likely)(*rows))

@@ -9,7 +9,7 @@ import pytest
 from nanoserve.specs.errors import ConfigError, WeightsError
 from nanoserve.specs.models import MoeSpec
 from nanoserve.weights.names import check_tensors, tensor_shapes
-from nanoserve.weights.random import RandomTensors
+from nanoserve.weights.random import DrawnOnDevices, RandomTensors
 from tests.weights.factories import tiny_spec
 
 SPEC = tiny_spec(family="qwen2", qkv_bias=True, qk_norm=True)
@@ -78,3 +78,17 @@ def test_the_fingerprint_tells_seed_type_and_model_apart():
     sources.append(RandomTensors(tiny_spec(), 0))
     assert len({s.fingerprint() for s in sources}) == 4
     assert RandomTensors(SPEC, 0).fingerprint() == sources[0].fingerprint()
+
+
+def test_weights_that_devices_draw_are_known_by_model_and_seed():
+    one = DrawnOnDevices(SPEC, 0)
+    assert one.fingerprint() == DrawnOnDevices(SPEC, 0).fingerprint()
+    others = [DrawnOnDevices(SPEC, 1), DrawnOnDevices(tiny_spec(), 0), RandomTensors(SPEC, 0)]
+    assert len({one.fingerprint(), *(each.fingerprint() for each in others)}) == 4
+    assert SPEC.name in one.description and "seed 0" in one.description
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_that_devices_do_not_take_is_refused(seed):
+    with pytest.raises(ConfigError, match="drawn on devices"):
+        DrawnOnDevices(SPEC, seed)

@@ -11,6 +11,7 @@ meets what), `gpu_tuning` (block sizes).
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from kernels.pallas.paged_attention.gpu_work import WorkList
 DTYPES = ("bfloat16", "float16")
 QUANTISED_DTYPES = ("int8", "float8_e4m3fn")
 HEAD_SIZES = (64, 96, 128, 256)
+FUSED_SPLITS = gpu_tuning.USUAL_SPLITS
 TILE_ROWS = 8  # what the TMA moves at least, of queries and of a page
 
 STATIC = ("scale", "window", "soft_cap", "blocks", "interpret")
@@ -64,8 +66,8 @@ def decode_attention(
     items, used_BS = work or decode_work(q_BHh, kv_pages, page_table_BN, kv_lens_B, window=window, blocks=blocks)
     rows = page_table_BN, _first_page(first_page), items
     out_BSKGh, lse_BSKG = gpu_decode.call(q_BKGh, pool, *rows, blocks.splits, blocks.thread_blocks, static, interpret)
-    out_BKGh = _combine(out_BSKGh, lse_BSKG, used_BS)
-    return out_BKGh[:, :, :G].reshape(B, H, h).astype(q_BHh.dtype)
+    out_BKGh = _combine(out_BSKGh[..., :G, :], lse_BSKG[..., :G], used_BS)
+    return out_BKGh.reshape(B, H, h).astype(q_BHh.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -113,10 +115,23 @@ def _combine(
     """Joins the splits of every row; zeros for a row without any. Splits that are not used may hold anything."""
     used_BSKG = used_BS[:, :, None, None]
     lse_BSKG = jnp.where(used_BSKG, lse_BSKG, HIDDEN)
-    weights_BSKG = jnp.where(used_BSKG, jnp.exp2(lse_BSKG - lse_BSKG.max(axis=1, keepdims=True)), 0.0)
-    total_BKG = jnp.maximum(weights_BSKG.sum(axis=1), 1.0)  # the largest weight is 1, unless there is none
+    largest_BKG = _over_splits(jnp.maximum, lse_BSKG)
+    weights_BSKG = jnp.where(used_BSKG, jnp.exp2(lse_BSKG - largest_BKG[:, None]), 0.0)
+    total_BKG = jnp.maximum(_over_splits(jnp.add, weights_BSKG), 1.0)  # the largest weight is 1, unless there is none
     out_BSKGh = jnp.where(used_BSKG[..., None], out_BSKGh, 0.0)
-    return jnp.sum(out_BSKGh * weights_BSKG[..., None], axis=1) / total_BKG[..., None]
+    return _over_splits(jnp.add, out_BSKGh * weights_BSKG[..., None]) / total_BKG[..., None]
+
+
+def _over_splits(join: Any, x_BS: Float[Array, "B S ..."]) -> Float[Array, "B ..."]:
+    """All splits joined by a function of two arrays, a `jnp.ufunc`.
+
+    Of few splits one after the other, which XLA fuses with what is around it (16 splits: 2 kernels). A reduction over
+    an axis in the middle is a kernel of its own (4 in all), and a layer has few besides.
+    """
+    splits = x_BS.shape[1]
+    if splits > FUSED_SPLITS:
+        return join.reduce(x_BS, axis=1)
+    return functools.reduce(join, (x_BS[:, split] for split in range(splits)))
 
 
 def _first_page(first_page) -> Int32[Array, " 1"]:
@@ -142,7 +157,16 @@ def _static(blocks: Blocks, q, kv_pages, interpret, scale, window, soft_cap) -> 
 
 
 def write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales=None, scales_TK2=None):
-    """See `api.write_kv`: XLA's scatter, which works in place on GPUs."""
+    """See `api.write_kv`: XLA's scatter, which works in place on GPUs.
+
+    A lone token gets a second beside it that goes nowhere. Otherwise XLA turns the scatter into a slice that is read, a
+    choice between it and the token, and an update: two kernels, one after the other, where a scatter is one.
+    """
+    tokens = kv_TK2h, pages_T, offsets_T, scales_TK2
+    if len(pages_T) == 1:
+        tokens = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), *[(0, 0)] * (x.ndim - 1))), tokens)
+        tokens = tokens[0], tokens[1].at[1].set(len(kv_pages)), *tokens[2:]
+    kv_TK2h, pages_T, offsets_T, scales_TK2 = tokens
     return xla.write_kv(kv_pages, kv_TK2h, pages_T, offsets_T, first_page, kv_scales, scales_TK2)
 
 

@@ -15,6 +15,7 @@ from nanoserve.specs.errors import ConfigError
 
 THREAD_BLOCKS = 132  # one for each SM of an H100 SXM; where there are fewer SMs, they run one after the other
 ITEMS_PER_BLOCK = 4  # of decode: few enough to be long, enough to be spread evenly
+USUAL_SPLITS = 16  # most of a row, unless every thread block would not have an item then; XLA joins them in 2 kernels
 TABLE = resources.files(__package__).joinpath("tuning", "gpu.json")
 
 
@@ -49,7 +50,8 @@ def decode_blocks(kv_pages, rows: int, table_pages: int) -> Blocks:
     _, page_tokens, K, _, _ = kv_pages.shape
     blocks = _blocks("decode", kv_pages)
     wanted = -(-ITEMS_PER_BLOCK * THREAD_BLOCKS // (rows * K))
-    splits = max(1, min(wanted, table_pages * page_tokens // blocks.block_tokens))
+    most = max(USUAL_SPLITS, THREAD_BLOCKS // (rows * K))
+    splits = max(1, min(wanted, most, table_pages * page_tokens // blocks.block_tokens))
     return dataclasses.replace(blocks, splits=splits)
 
 

@@ -70,7 +70,7 @@ def prefill_work_list(
     tiles = -(-(ends - cu_q_lens) // tile_tokens)
     tiles_end = jnp.cumsum(tiles)
     index = jnp.arange(-(-tokens // tile_tokens) + rows + 1, dtype=jnp.int32)
-    chunk = jnp.minimum(jnp.searchsorted(tiles_end, index, side="right"), rows)
+    chunk = jnp.minimum(jnp.searchsorted(tiles_end, index, side="right", method="compare_all"), rows)
     offset = (index - (tiles_end - tiles)[chunk]) * tile_tokens
     token = jnp.minimum(cu_q_lens[chunk] + offset, tokens)
     count = jnp.clip(ends[chunk] - token, 0, tile_tokens)
