@@ -1,16 +1,23 @@
-"""Fits the constants of a chip and a software stack to measured single operations, and writes their file and a report.
+"""Fits the constants of a chip and a software stack to what was measured, and writes their file and a report.
 
     python experiments/calibrate.py --chip=h100_sxm --from=../shared/profiles/aiconfigurator_h100
-    python experiments/calibrate.py --chip=h100_sxm --from=experiments/bench/results/attention.json --stack=ours
+    python experiments/calibrate.py --chip=h100_sxm --from=experiments/bench/results/h100.json --stack=nanoserve
 
---from is a folder of tables in the aiconfigurator format, CHIP__*__SOFTWARE__NAME_perf.parquet, or a file of results of
-experiments/bench/attention.py. A third of the shapes is held out of every fit, by a hash of the shape. What no table
-has (element-wise kernels, host gap, memory) stays as it is in the file. Prints a table; writes the file of constants,
-and with --report a page with plots. Exit code 0: written. 2: something the user can mend.
+--from is a folder of tables in the aiconfigurator format, CHIP__*__SOFTWARE__NAME_perf.parquet, or, for the stack
+nanoserve, a file of results of experiments/bench/h100.py (or of attention.py, which has attention alone). A third of
+the shapes is held out of every fit: of tables by a hash of the shape, of our own results every third by size. What
+nothing was measured of stays as it is in the file; the file of nanoserve takes it from that of the chip's usual stack.
+
+Our own results have whole steps, too. What those take beyond their operations gives the element-wise kernels and the
+host gap, and those that are held out of it say how wrong the constants are, which every summary of a run then says.
+
+Prints a table; writes the file of constants, and with --report a page with plots. Exit code 0: written. 2: something
+the user can mend.
 """
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,17 +27,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare c
 
 from experiments import command
 from nanoserve.report.progress import Progress
+from nanoserve.report.units import time
 from nanoserve.roofline import constants_files
 from nanoserve.roofline.calibration import constants_file
-from nanoserve.roofline.constants_files import ConstantsFile
+from nanoserve.roofline.constants_files import OWN_STACK, ConstantsFile
 from nanoserve.specs import chip_registry
 from nanoserve.specs.chips import ChipSpec
 from nanoserve.specs.errors import ConfigError
 
 if TYPE_CHECKING:
     from nanoserve.roofline.fit import Fit
+    from nanoserve.roofline.fit_steps import StepFit
+    from nanoserve.roofline.own_stack import OwnStack
 
-LABELS = {"vllm": "vLLM", "tensorrt_llm": "TensorRT-LLM", "sglang": "SGLang", "ours": "nanoserve"}
+LABELS = {"vllm": "vLLM", "tensorrt_llm": "TensorRT-LLM", "sglang": "SGLang", OWN_STACK: OWN_STACK}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,19 +69,47 @@ def _command(asked: flags.FlagValues) -> int:
         raise ConfigError("--from is missing: name a folder of tables, or a file of benchmark results. See --help")
     command.known("--stack", "stack", [asked.stack], LABELS)
     source = Path(asked["from"].value)
-    fits = fitted(source, chip, asked.stack)
-    if not fits:
+    if source.is_file() and asked.stack != OWN_STACK:
+        raise ConfigError(
+            f"--from={source} is a file, and a file holds what our own benchmark measured: give --stack={OWN_STACK}, "
+            f"or a folder of tables for --stack={asked.stack}"
+        )
+    line = f"python experiments/calibrate.py --chip={chip.name} --stack={asked.stack} --from={source}"
+    own = calibrated(source, chip, line) if asked.stack == OWN_STACK else None
+    fits = fitted(source, chip, asked.stack) if own is None else own.fits
+    if own is not None:
+        print("".join(f"left out: {why}\n" for why in own.left_out), end="")
+    if not fits and (own is None or own.empty):
         print(f"no rows: {source} has nothing that was measured on a {chip.name}. Nothing is written")
         return 0
-    print("\n".join(table(fits)))
-    name = constants_files.file_name(chip.name, asked.stack)
-    path = Path(asked.out) if asked.out else constants_files.FOLDER / name
-    line = f"python experiments/calibrate.py --chip={chip.name} --stack={asked.stack} --from={source}"
-    constants_files.save(path, _file(fits, chip, asked.stack, line))
+    print("\n".join([*table(fits), *(("", *step_table(own.steps)) if own and own.steps else ())]))
+    file = _file(fits, chip, asked.stack, line) if own is None else own.file
+    path = Path(asked.out) if asked.out else constants_files.FOLDER / file.name
+    constants_files.save(path, file)
     print(f"\nwritten to {path}")
     if asked.report:
-        _report(Path(asked.report), fits, line)
+        _report(Path(asked.report), fits, line, own)
     return 0
+
+
+def calibrated(source: Path, chip: ChipSpec, line: str) -> "OwnStack":
+    """Returns what a file of our own results says of a chip, showing progress.
+
+    Raises:
+      ConfigError: there is no such file, or it is not one of results.
+    """
+    from nanoserve.roofline.measured_bench import operations, read_found
+    from nanoserve.roofline.own_stack import calibrate
+
+    found, done = read_found(source, chip), itertools.count(1)
+    with Progress(len(list(operations(found, source.name))) + 1, "fitting") as progress:
+        return calibrate(
+            found,
+            chip,
+            source=source.name,
+            command=line,
+            fitted=lambda name: progress.update(next(done), fitted=name),
+        )
 
 
 def fitted(source: Path, chip: ChipSpec, stack: str) -> "list[Fit]":
@@ -94,13 +132,31 @@ def table(fits: "Sequence[Fit]") -> list[str]:
     return [head, *(_line(fit) for fit in fits)]
 
 
+def step_table(steps: "StepFit") -> list[str]:
+    """A line for each whole step: measured and predicted seconds, and whether its figures went into the constants."""
+    errors = steps.test
+    return [
+        f"{'whole step':<36} {'measured':>10} {'predicted':>10} {'error':>7}",
+        *(
+            f"{line.name:<36} {time(line.measured_s):>10} {time(line.predicted_s):>10} {line.error:>+7.1%}"
+            f"{'  held out' * line.held_out}"
+            for line in steps.lines
+        ),
+        f"element-wise kernels: {_constants(steps.elementwise)}; host: {_constants(steps.host)}",
+        f"held out steps: mean {errors.mean_abs:.1%}, median {errors.p50:.1%}, p90 {errors.p90:.1%} off",
+    ]
+
+
 def _line(fit: "Fit") -> str:
     unseen, errors = int((fit.used & fit.held_out).sum()), fit.test
-    constants = ", ".join(f"{name} {value:g}" for name, value in fit.constants.items())
     return (
         f"{fit.group.kind + ' ' + fit.group.variant:<22} {fit.used.sum():>6} {unseen:>6} "
-        f"{errors.mean_abs:>6.1%} {errors.p50:>6.1%} {errors.p90:>6.1%}  {constants}"
+        f"{errors.mean_abs:>6.1%} {errors.p50:>6.1%} {errors.p90:>6.1%}  {_constants(fit.constants)}"
     )
+
+
+def _constants(constants: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in constants.items())
 
 
 def _file(fits: "Sequence[Fit]", chip: ChipSpec, stack: str, line: str) -> ConstantsFile:
@@ -112,10 +168,10 @@ def _file(fits: "Sequence[Fit]", chip: ChipSpec, stack: str, line: str) -> Const
     return file_of(fits, chip=chip.name, stack=stack, label=label, command=line, before=before)
 
 
-def _report(path: Path, fits: "Sequence[Fit]", line: str) -> None:
+def _report(path: Path, fits: "Sequence[Fit]", line: str, own: "OwnStack | None") -> None:
     from experiments.calibration_page import page, plots
 
-    command.write_text("--report", path, page(path.stem, fits, f"{line} --report={path}"))
+    command.write_text("--report", path, page(path.stem, fits, f"{line} --report={path}", own))
     for name in plots(path, fits):
         print(f"written to {name}")
     print(f"written to {path}")

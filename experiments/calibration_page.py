@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoserve.report import theme
-from nanoserve.report.units import significant
+from nanoserve.report.units import significant, time
 from nanoserve.roofline.fit import Bucket, Fit
 from nanoserve.roofline.fit_file import KINDS
+from nanoserve.roofline.own_stack import OwnStack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,8 @@ NAMES = {
     "all_reduce": "own all-reduce",
     "all_reduce_nccl": "NCCL all-reduce",
 }
-UNITS = {"overhead_s": (1e6, "us"), "bulk_overhead_s": (1e6, "us"), "item_s": (1e9, "ns")}
+UNITS = {"overhead_s": (1e6, "us"), "bulk_overhead_s": (1e6, "us"), "item_s": (1e9, "ns"), "row_s": (1e9, "ns")}
+UNITS |= dict.fromkeys(("call_s", "gap_s"), (1e6, "us"))
 _COLUMNS, _PANEL_HEIGHT, _MOST_POINTS = 3, 0.62, 1500
 _SHOWN_ERROR = 0.6
 
@@ -40,14 +42,28 @@ Made by
 ```
 
 The rules are those of `nanoserve/roofline/timing.py`, and the fit differentiates that code: what is fitted here is what
-prices a step. It minimises a robust mean of log(predicted / measured). A third of the shapes (matrix sizes, numbers of
-heads) is held out by a hash of the shape, and every third size of a message; every error below is of held-out shapes,
-as |predicted / measured - 1|. Nothing here was fitted to whole steps: how far those are off, validation.md says.
+prices a step. It minimises a robust mean of log(predicted / measured). {held_out}
 """
+OF_TABLES = """A third of the shapes (matrix sizes, numbers of
+heads) is held out by a hash of the shape, and every third size of a message; every error below is of held-out shapes,
+as |predicted / measured - 1|. Nothing here was fitted to whole steps: how far those are off, validation.md says."""
+OF_OURSELVES = """Every third product is held out,
+in the order of FLOPs, and every third size of attention; every error below is of what was held out, as
+|predicted / measured - 1|. Everything was measured by `experiments/bench/h100.py`, whole steps among it."""
 PICTURES = """
 ![measured and predicted time of held-out shapes]({stem}_measured.png)
 
 ![relative error over size, of held-out shapes]({stem}_residuals.png)
+"""
+OWN_READING = """
+## What the constants say
+
+- **A product** takes its overhead and the longer of moving (`memory_share` of the bandwidth) and computing
+  (`compute_share` of the peak). `bf16_int4` are products in bf16 with weights that are stored in int4.
+- **Decode attention** takes its overhead, what its KV takes to read, and `item_s` for each sequence and KV head.
+- **Prefill attention** adds up moving and computing: `overlap` 0.
+- **Element-wise kernels** are what whole steps take beyond their host gap and the price of their other operations.
+  **The host** is what a call, each of its steps and each row sampled in it let the chip wait.
 """
 READING = """
 ## What the constants say
@@ -74,17 +90,20 @@ READING = """
 """
 
 
-def page(stem: str, fits: Sequence[Fit], command: str) -> str:
+def page(stem: str, fits: Sequence[Fit], command: str, own: OwnStack | None = None) -> str:
     """Returns the page.
 
     Args:
       stem: its file name without ending; the pictures' begin with it. fits: in the order of the page. command: made it.
+      own: what was measured of our own stack, whole steps among it; None for tables of others.
     """
+    held_out, reading = (OF_TABLES, READING) if own is None else (OF_OURSELVES, OWN_READING)
     parts = [
-        INTRODUCTION.format(command=command) + "\n",
+        INTRODUCTION.format(command=command, held_out=held_out) + "\n",
         "\n".join(_table(fits)) + "\n",
         PICTURES.format(stem=stem),
-        READING,
+        *(() if own is None else ("\n## Whole steps\n\n" + "\n".join(_whole_steps(own)) + "\n",)),
+        reading,
         "\n## Errors by size\n\n" + "\n".join(_bucket_table(fits)) + "\n",
         "\n## Rows\n\n" + "\n".join(f"- {_title(fit)}: {fit.group.rows}; {fit.domain}" for fit in fits) + "\n",
     ]
@@ -120,6 +139,22 @@ def _table(fits: Sequence[Fit]) -> Iterator[str]:
             f"| {_title(fit)} | {int(fit.used.sum()):,} | {held:,} | {error.mean_abs:.1%} | {error.p50:.1%} "
             f"| {error.p90:.1%} | {constants} |"
         )
+
+
+def _whole_steps(own: OwnStack) -> Iterator[str]:
+    if own.steps is None:
+        yield "Too few were measured: element-wise kernels and the host keep the constants of another stack."
+        return
+    steps, off = own.steps, own.steps.test
+    yield "| step | measured | predicted | error | |"
+    yield "|---|---:|---:|---:|---|"
+    for line in steps.lines:
+        held_out = "held out" if line.held_out else ""
+        yield f"| {line.name} | {time(line.measured_s)} | {time(line.predicted_s)} | {line.error:+.1%} | {held_out} |"
+    yield ""
+    constants = ", ".join(_constant(name, value) for name, value in (*steps.elementwise.items(), *steps.host.items()))
+    yield f"Fitted to the others: {constants}."
+    yield f"Those held out are {off.mean_abs:.1%} off on average, {off.p50:.1%} in the median."
 
 
 def _bucket_table(fits: Sequence[Fit]) -> Iterator[str]:

@@ -4,11 +4,13 @@
     python experiments/compile.py --config=llama70b_v6e --batch=64 --context=4096 --out=compiled.json
     python experiments/compile.py --config=llama70b_h100 --programs=decode_step
     python experiments/compile.py --config=llama70b_v6e --oom_surface=fits.png --out=fits.json
+    python experiments/compile.py --config=llama8b_h100 --batch=1 --programs=decode_step --kernels
 
 TPUs need the extra `tpu-aot`, an H100 the compilers that `make aot-gpu` installs. Prints, of one chip and one call:
 bytes by kind beside the memory model, FLOPs beside the cost model, collectives, and copies of a whole layer; for a TPU
-XLA's estimated time beside the roofline, for a GPU what the Mosaic kernels use. With `--oom_surface` it finds instead
-how many sequences the compiler accepts at each context, and draws that beside the memory model.
+XLA's estimated time beside the roofline, for a GPU what the Mosaic kernels use and, with `--kernels`, every kernel that
+a step launches. With `--oom_surface` it finds instead how many sequences the compiler accepts at each context, and
+draws that beside the memory model.
 
 Exit code 0: everything compiled. 1: a program does not fit; the compiler's message is printed. 2: something the user
 can mend.
@@ -25,7 +27,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare checkout runs without installing
 
-from experiments import command
+from experiments import command, compile_kernels
 from nanoserve.experiment import CONFIG_CLASSES, Experiment, resolve
 from nanoserve.report.units import short, significant, time
 from nanoserve.specs.config import load
@@ -34,7 +36,9 @@ from nanoserve.specs.errors import ConfigError
 
 if TYPE_CHECKING:
     from kernels.pallas.aot_gpu import ResourceReport
+    from nanoserve.executors.aot import Compiled
     from nanoserve.executors.aot_expected import Setting
+    from nanoserve.executors.aot_kernels import KernelReport
     from nanoserve.executors.aot_report import Costly, Memory, ProgramReport
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -73,10 +77,14 @@ def _command(asked: flags.FlagValues) -> int:
         if asked.out:
             command.write_json("--out", Path(asked.out), {"experiment": experiment.name, **found})
         return 0
-    reports = list(_compile(experiment, asked))
+    if asked.kernels and resolve(experiment).cluster.chip.platform != "gpu":
+        raise ConfigError(
+            f"--kernels: kernels are listed of GPUs' programs, and {experiment.name} is for another chip. Leave it out"
+        )
+    programs = list(_compile(experiment, asked))
     if asked.out:
-        command.write_json("--out", Path(asked.out), _figures(experiment.name, asked, reports))
-    return command.EXIT_FAILED if any(report.refused for report in reports) else 0
+        command.write_json("--out", Path(asked.out), _figures(experiment.name, asked, programs))
+    return command.EXIT_FAILED if any(report.refused for report, _ in programs) else 0
 
 
 def _flags(own: flags.FlagValues) -> None:
@@ -91,17 +99,23 @@ def _flags(own: flags.FlagValues) -> None:
         flag_values=own,
     )
     flags.DEFINE_list("programs", list(PROGRAMS), "which steps to compile, of these", flag_values=own)
+    flags.DEFINE_bool("kernels", False, "also list the kernels that a step launches, for a GPU", flag_values=own)
+    flags.DEFINE_multi_string("xla", [], "OPTION=value of XLA besides those that we set, repeatable", flag_values=own)
     flags.DEFINE_string("oom_surface", None, "find and draw what fits: a .png, .svg or .pdf", flag_values=own)
     contexts = ["1024", "2048", "4096", "8192", "16384", "32768"]
     flags.DEFINE_list("contexts", contexts, "positions of each sequence, for --oom_surface", flag_values=own)
     flags.DEFINE_string("out", None, "also write the figures to this JSON file", flag_values=own)
 
 
-def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["ProgramReport"]:
+def _compile(
+    experiment: Experiment, asked: flags.FlagValues
+) -> Iterator[tuple["ProgramReport", "KernelReport | None"]]:
     """Compiles one step after the other, and prints each as soon as it is known."""
     from nanoserve.executors.aot import Compiler, Workload
     from nanoserve.executors.aot_expected import Setting
+    from nanoserve.executors.aot_kernels import launched
     from nanoserve.executors.aot_report import describe
+    from nanoserve.model.sampling import sampler_for
 
     facts, engine = resolve(experiment), experiment.engine
     budget = engine.prefill_chunk_tokens or engine.max_step_tokens
@@ -113,20 +127,27 @@ def _compile(experiment: Experiment, asked: flags.FlagValues) -> Iterator["Progr
         slots=max(engine.max_seqs, asked.batch),
         loop_steps=min(engine.max_horizon_steps, asked.context),
     )
-    compiler = Compiler(facts.model, facts.cluster, experiment.precision, work, asked.attention)
+    temperature = experiment.sampling.temperature
+    sampler = sampler_for(temperature)
+    options = dict(map(_option, asked.xla))
+    compiler = Compiler(facts.model, facts.cluster, experiment.precision, work, asked.attention, sampler, options)
     setting = Setting(
         model=facts.model,
         cluster=facts.cluster,
         precision=experiment.precision,
         work=work,
         attention=compiler.attention.name,
-        temperature=experiment.sampling.temperature,
+        temperature=temperature,
     )
     print("\n".join(_heading(setting, compiler.attention.why)))
     for name in asked.programs:
-        report = describe(getattr(compiler, name)(), setting)
+        compiled: Compiled = getattr(compiler, name)()
+        report = describe(compiled, setting)
         print("\n" + "\n".join(page(report)), flush=True)
-        yield report
+        kernels = launched(compiled, setting) if asked.kernels and not report.refused else None
+        if kernels:
+            print("\n".join(compile_kernels.lines(kernels)), flush=True)
+        yield report, kernels
 
 
 def _surface(experiment: Experiment, asked: flags.FlagValues) -> dict[str, Any]:
@@ -165,13 +186,25 @@ def _number(flag: str, text: str) -> int:
     return int(text)
 
 
-def _figures(name: str, asked: flags.FlagValues, reports: Sequence["ProgramReport"]) -> dict[str, Any]:
+def _option(text: str) -> tuple[str, str | bool]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--xla={text}: give a value, as in --xla=xla_gpu_autotune_level=0")
+    return name, {"true": True, "false": False}.get(value, value)
+
+
+def _figures(
+    name: str, asked: flags.FlagValues, programs: Sequence[tuple["ProgramReport", "KernelReport | None"]]
+) -> dict[str, Any]:
+    launched = [compile_kernels.figures(kernels) for _, kernels in programs if kernels]
     return {
         "experiment": name,
         "batch": asked.batch,
         "context_tokens": asked.context,
         "attention": asked.attention,
-        "programs": [dataclasses.asdict(report) for report in reports],
+        **({"xla": list(asked.xla)} if asked.xla else {}),
+        "programs": [dataclasses.asdict(report) for report, _ in programs],
+        **({"launched": launched} if launched else {}),
     }
 
 

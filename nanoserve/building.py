@@ -26,7 +26,7 @@ from nanoserve.roofline.calibration import Calibration, constants_for
 from nanoserve.roofline.memory import num_pages
 from nanoserve.roofline.table_pricing import pricer_for
 from nanoserve.roofline.transfer import swap_seconds
-from nanoserve.specs.chips import ClusterSpec, Precision
+from nanoserve.specs.chips import ChipSpec, ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.types import Trace
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nanoserve.executors.jax_build import LoadedModel
     from nanoserve.executors.jax_executor import JaxExecutor
     from nanoserve.executors.tokens import TokenBook
+    from nanoserve.weights.random import DrawnOnDevices
     from nanoserve.weights.types import TensorSource, Tokenizer
 
 
@@ -245,16 +246,16 @@ def open_tokenizer_of(experiment: Experiment) -> "Tokenizer | None":
     return open_tokenizer(experiment.weights)
 
 
-def open_weights_of(experiment: Experiment, facts: Facts) -> "TensorSource":
-    """The checkpoint that the experiment names, or random weights of the model's shapes."""
-    return _weights(experiment.weights, facts.model, experiment.seed)
+def open_weights_of(experiment: Experiment, facts: Facts) -> "TensorSource | DrawnOnDevices":
+    """The checkpoint that the experiment names, or random weights of the model's shapes, which accelerators draw."""
+    return _weights(experiment.weights, facts.model, experiment.seed, facts.cluster.chip)
 
 
-def _weights(name: str | None, model: ModelSpec, seed: int) -> "TensorSource":
+def _weights(name: str | None, model: ModelSpec, seed: int, chip: ChipSpec) -> "TensorSource | DrawnOnDevices":
     if name is None:
-        from nanoserve.weights.random import RandomTensors
+        from nanoserve.weights.random import DrawnOnDevices, RandomTensors
 
-        return RandomTensors(model, seed)
+        return RandomTensors(model, seed) if chip.platform == "cpu" else DrawnOnDevices(model, seed)
     from nanoserve.weights.open import open_weights
 
     return open_weights(name, model)
@@ -264,7 +265,7 @@ def jax_executors(
     experiment: Experiment,
     pools: Sequence[Pool],
     trace: Trace,
-    weights: "TensorSource",
+    weights: "TensorSource | DrawnOnDevices",
     tokenizer: "Tokenizer | None",
 ) -> "Iterator[tuple[Pool, JaxExecutor]]":
     """An executor for every real engine, pool after pool: weights on its devices, empty pages; compiles nothing yet.
@@ -313,7 +314,7 @@ def _draft_model(experiment: Experiment, pool: Pool, ladders: "Ladders", mesh: "
     from nanoserve.executors.jax_build import attention_here, load_model
     from nanoserve.model.sharding import ways_of
 
-    weights = _weights(experiment.draft_weights, draft, experiment.seed)
+    weights = _weights(experiment.draft_weights, draft, experiment.seed, pool.cluster.chip)
     shapes = pool.config, ladders, ways_of(mesh).heads
     attention = attention_here(experiment.attention, draft, pool.precision, *shapes)
     return load_model(draft, weights, pool.precision, mesh=mesh, attention=attention)

@@ -40,7 +40,7 @@ def in_words(command: str) -> tuple[str, list[str]]:
     arguments = shlex.split(variables.get("ARGS", ""))
     overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "--set"]
     flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
-    assert flags <= {"--set", "--trace", "--out", "--executor", "--compare_executors", "--resume"}
+    assert flags <= {"--set", "--trace", "--out", "--executor", "--compare_executors", "--profile_steps", "--resume"}
     return variables.get("CONFIG", readme_figures.CONFIG), overrides
 
 

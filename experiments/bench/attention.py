@@ -197,6 +197,7 @@ def _measure_all(
 ) -> None:
     """Measures shape after shape; whatever one of them raises becomes its record."""
     from experiments.bench.attention_measure import measure
+    from experiments.bench.attention_peers import PEERS as KNOWN
     from experiments.bench.attention_peers import described
 
     found = results.runs[-1][CEILINGS]
@@ -205,7 +206,7 @@ def _measure_all(
             progress.update(done, shape=shape.name)
             record = shape_record(shape, useful(shape))
             try:
-                record |= measure(shape, setting, effort, found, with_peers=with_peers, oracle=oracle)
+                record |= measure(shape, setting, effort, found, peers=KNOWN if with_peers else {}, oracle=oracle)
             except Exception as error:  # the other shapes go on
                 record |= {"status": FAILED, "reason": described(error)}
             results.add(shape.name, record)

@@ -4,6 +4,7 @@ Next: `attention_calls` (ours), `attention_peers` (theirs), `attention_results` 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench.attention_calls import KV_DTYPES, TOLERANCE, error_of, make_inputs, paged, truth
-from experiments.bench.attention_peers import Setting, described, ready
+from experiments.bench.attention_peers import Peer, Setting, described, ready
 from experiments.bench.attention_results import FAILED, MEASURED, OURS, SKIPPED, Record, achieved
 from experiments.bench.attention_shapes import BenchShape, Useful, useful
 from experiments.bench.attention_timing import Contender, Effort, Timed, take_turns
@@ -43,7 +44,7 @@ def measure(
     effort: Effort,
     ceilings: dict[str, Any] | None,
     *,
-    with_peers: bool,
+    peers: Mapping[str, Peer],
     oracle: bool,
 ) -> Record:
     """What there is to record of a shape.
@@ -51,7 +52,7 @@ def measure(
     Args:
       shape, setting, effort: what to measure, on what, for how long.
       ceilings: of this run, if they were measured.
-      with_peers: time the peers too. oracle: compare with plain loops rather than with `xla`.
+      peers: timed too, where they serve the shape. oracle: compare with plain loops rather than with `xla`.
 
     Raises:
       Exception: whatever stands in the way of measuring at all; what one contender raises is in the record.
@@ -63,20 +64,22 @@ def measure(
     needs = useful(shape)
     calls, sets = effort.calls(needs.bytes, needs.flops), effort.sets(needs.bytes)
     inputs = make_inputs(shape, sets, choice.name)
-    contenders, peers = {OURS: paged(inputs, choice.name, calls)}, {}
-    if with_peers:
-        beside, peers = ready(inputs, dataclasses.replace(setting, implementation=choice.name), calls)
-        contenders |= beside
-    checked, wrong = _checked(contenders, truth(inputs, oracle))
-    timed = take_turns({name: contenders[name].timeable for name in checked}, effort)
-    records = wrong | {name: _record(contenders[name], checked[name], timed[name], needs, ceilings) for name in checked}
+    beside, left_out = ready(inputs, dataclasses.replace(setting, implementation=choice.name), calls, peers)
+    contenders = {OURS: paged(inputs, choice.name, calls)} | beside
+    errors, wrong = checked(contenders, truth(inputs, oracle))
+    timed = take_turns({name: contenders[name].timeable for name in errors}, effort)
+    records = wrong | {name: _record(contenders[name], errors[name], timed[name], needs, ceilings) for name in errors}
     ours = records.pop(OURS)
     chosen = {"implementation": choice.name, "why": choice.why, "sets": sets}
-    return chosen | ours | {"peers": peers | records}
+    return chosen | ours | {"peers": left_out | records}
 
 
-def _checked(contenders: dict[str, Contender], expected: np.ndarray) -> tuple[dict[str, float], dict[str, Record]]:
-    """The errors of those whose first result is right, and records of the others."""
+def checked(contenders: Mapping[str, Contender], expected: np.ndarray) -> tuple[dict[str, float], dict[str, Record]]:
+    """The errors of those whose first result is right, and records of the others.
+
+    Args:
+      contenders: by name. expected: what the first result of each should be.
+    """
     errors, wrong = {}, {}
     for name, contender in contenders.items():
         try:

@@ -247,7 +247,7 @@ PEERS: Mapping[str, Peer] = {
 
 
 def ready(
-    inputs: Inputs, setting: Setting, calls: int, peers: Mapping[str, Peer] = PEERS
+    inputs: Inputs, setting: Setting, calls: int, peers: Mapping[str, Peer]
 ) -> tuple[dict[str, Contender], dict[str, dict[str, Any]]]:
     """The peers that can be timed on some inputs, and what there is to record of the others."""
     contenders, records = {}, {}

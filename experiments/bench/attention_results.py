@@ -8,19 +8,15 @@ Next: `attention_plot`.
 """
 
 import dataclasses
-import json
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.bench.attention_shapes import KINDS, BenchShape, Useful
+from experiments.bench.results_file import FAILED, MEASURED, SKIPPED, Record, ResultsFile
 from nanoserve.report.units import MISSING, share, short, significant, time
-from nanoserve.specs.errors import ConfigError
 
-Record = dict[str, Any]
-MEASURED, SKIPPED, FAILED = "measured", "skipped", "failed"
 OURS, CEILINGS = "ours", "ceilings"
 COUNTS = (
     "useful_bytes: KV positions attended, read once, and queries and results, by nanoserve.roofline.ops; "
@@ -31,38 +27,20 @@ COUNTS = (
 
 
 @dataclasses.dataclass
-class Results:
-    """The content of a file, and how to keep it there.
+class Results(ResultsFile):
+    """The content of a file.
 
     Attributes:
-      path: of the JSON file; None keeps nothing.
-      runs, shapes: see the module.
+      shapes: see the module.
     """
 
-    path: Path | None
-    runs: list[Record] = dataclasses.field(default_factory=list)
     shapes: dict[str, Record] = dataclasses.field(default_factory=dict)
 
-    @property
-    def run(self) -> int:
-        """The number of the run that goes on."""
-        return len(self.runs) - 1
+    same = ("device", "implementation")
 
-    def begin(self, run: Record) -> None:
-        """Adds a run, which what is added from now on belongs to.
-
-        Raises:
-          ConfigError: for a run on another device, or of another implementation, than the file's.
-        """
-        for earlier in self.runs:
-            for what in ("device", "implementation"):
-                if earlier[what] != run[what]:
-                    raise ConfigError(
-                        f"--resume: {self.path} was measured with {what} {earlier[what]}, this is {run[what]}. "
-                        "Give another --out"
-                    )
-        self.runs.append(run)
-        self.write()
+    def content(self) -> Record:
+        """What the file holds."""
+        return {"counts": COUNTS, "summary": summary(self.shapes), "runs": self.runs, "shapes": self.shapes}
 
     def add_ceilings(self, ceilings: Record) -> None:
         """Adds what the run's device does at best."""
@@ -73,18 +51,6 @@ class Results:
         """Adds a shape, or replaces it."""
         self.shapes[name] = {"run": self.run, **record}
         self.write()
-
-    def write(self) -> None:
-        """Writes the file anew; a reader, and a command that is killed, always leave a whole one."""
-        if self.path is None:
-            return
-        content = {"counts": COUNTS, "summary": summary(self.shapes), "runs": self.runs, "shapes": self.shapes}
-        partial = self.path.with_name(self.path.name + ".partial")
-        try:
-            partial.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(partial, self.path)
-        except OSError as error:
-            raise ConfigError(f"--out={self.path}: {error.strerror}. Name a file in a folder that exists") from error
 
     def has(self, name: str, with_peers: bool) -> bool:
         """A shape is measured, beside peers if they are asked for; one that failed is taken again."""
@@ -98,13 +64,7 @@ def resumed(path: Path) -> Results:
     Raises:
       ConfigError: for a file that this command did not write.
     """
-    if not path.exists():
-        return Results(path)
-    try:
-        content = json.loads(path.read_text())
-        return Results(path, content["runs"], content["shapes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--resume: {path} is no result of this command ({error!r}). Give another --out") from error
+    return Results.resumed(path, lambda content: Results(path, content["runs"], content["shapes"]))
 
 
 def shape_record(shape: BenchShape, needs: Useful) -> Record:

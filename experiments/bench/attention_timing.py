@@ -9,6 +9,7 @@ Next: `attention_calls`, whose calls are timed.
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -172,19 +173,19 @@ def ceilings(effort: Effort, clock: Clock = time.perf_counter) -> dict[str, Any]
       As JSON holds it: `copy_bytes_per_s` (bytes read plus bytes written) and `matmul_flops_per_s` of the better way's
       median, and every way's times.
     """
-    copies = take_turns(_copy_ways(effort.copy_bytes), effort, clock)
-    matmuls = take_turns({"xla": _matmul(effort.matmul_size)}, effort, clock)
+    copies = take_turns(copy_ways(effort.copy_bytes), effort, clock)
+    matmuls = take_turns({"xla": matmul(effort.matmul_size)}, effort, clock)
     return {
-        "copy_bytes_per_s": 2 * effort.copy_bytes / _fastest_s(copies),
+        "copy_bytes_per_s": 2 * effort.copy_bytes / fastest_s(copies),
         "copy_counts": f"bytes read plus bytes written, arrays of {effort.copy_bytes} bytes",
         "copy_ways": {name: timed.record() for name, timed in copies.items() if isinstance(timed, Timed)},
-        "matmul_flops_per_s": 2 * effort.matmul_size**3 / _fastest_s(matmuls),
+        "matmul_flops_per_s": 2 * effort.matmul_size**3 / fastest_s(matmuls),
         "matmul_counts": f"2 n^3 of a bf16 product with n = {effort.matmul_size}, random operands",
         "matmul_ways": {name: timed.record() for name, timed in matmuls.items() if isinstance(timed, Timed)},
     }
 
 
-def _fastest_s(ways: Mapping[str, Timed | Exception]) -> float:
+def fastest_s(ways: Mapping[str, Timed | Exception]) -> float:
     """The best way's median; without any way there is nothing to compare with, and the last error says why."""
     timed = [way.median_s for way in ways.values() if isinstance(way, Timed)]
     if not timed:
@@ -192,7 +193,8 @@ def _fastest_s(ways: Mapping[str, Timed | Exception]) -> float:
     return min(timed)
 
 
-def _copy_ways(size_bytes: int) -> dict[str, Timeable]:
+def copy_ways(size_bytes: int) -> dict[str, Timeable]:
+    """Ways to copy an array of so many bytes on the device."""
     import jax
     import jax.numpy as jnp
 
@@ -212,13 +214,38 @@ def _copy_ways(size_bytes: int) -> dict[str, Timeable]:
     return {"xla_negate_in_place": Timeable(negate_in_place, wait), "xla_copy": Timeable(copy_elsewhere, wait)}
 
 
-def _matmul(size: int) -> Timeable:
+def read(size_bytes: int) -> Timeable:
+    """A sum over an array of so many bytes of bf16."""
     import jax
     import jax.numpy as jnp
 
-    a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.bfloat16)
-    multiply = jax.jit(jnp.matmul)
-    latest = [multiply(a, b)]
+    numbers = jax.random.normal(jax.random.key(0), (size_bytes // 2,), jnp.bfloat16)
+    add_up = jax.jit(lambda numbers: jnp.sum(numbers, dtype=jnp.float32))
+    latest = [add_up(numbers)]
+
+    def start() -> None:
+        latest[0] = add_up(numbers)
+
+    return Timeable(start, lambda: jax.block_until_ready(latest[0]))
+
+
+def matmul(
+    size: int, dtype: str = "bfloat16", *, transposed: bool = False, options: Mapping[str, Any] | None = None
+) -> Timeable:
+    """A square product of random operands into bf16.
+
+    Args:
+      size: rows and columns. dtype: of the operands. transposed: the right operand lies with its columns first, as
+        8-bit units want it. options: of the compiler.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size), jnp.bfloat16).astype(dtype)
+    contracted = (((1,), (1 if transposed else 0,)), ((), ()))
+    product = functools.partial(jax.lax.dot_general, dimension_numbers=contracted, preferred_element_type=jnp.bfloat16)
+    multiply = jax.jit(product, compiler_options=dict(options or {}))
+    latest: list = [None]  # nothing is compiled here: a way that cannot be is left out when it is its turn
 
     def start() -> None:
         latest[0] = multiply(a, b)

@@ -3,8 +3,8 @@
 `Scheduler.plan` makes a `Plan`; an `Executor` (JAX or roofline) turns it into a `StepResult`; `Scheduler.apply` takes
 both. A plan holds integers only, so two runs can be compared plan by plan.
 
-What is made for every request or plan (`Request`, `Plan`, `StepResult`) is never changed, but not a frozen dataclass:
-one of those takes five times as long to make, and the simulator makes tens of thousands of plans a second.
+What is made for every request or plan (`Request`, `Row`, `Plan`, `StepResult`) is never changed, but not a frozen
+dataclass: one of those takes five times as long to make, and the simulator makes tens of thousands of plans a second.
 
 Time inside the engine is an integer number of ticks (2**-60 s). Integers make the sum of k steps priced at once equal
 to k steps priced one by one, bit for bit, and floats appear only in records. Next: `scheduler`, then `engine`.
@@ -95,7 +95,7 @@ class Arrived:
     generated: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Row:
     """One sequence's part in a plan.
 

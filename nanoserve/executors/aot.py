@@ -30,7 +30,7 @@ from nanoserve.model import sharding
 from nanoserve.model.attention import attention_for, choose_attention
 from nanoserve.model.params import Params, spread
 from nanoserve.model.places import state_places
-from nanoserve.model.sampling import greedy
+from nanoserve.model.sampling import Sampler, greedy, most_likely
 from nanoserve.model.step import DecodeRows, DeviceState, PrefillRows, init_state, make_steps
 from nanoserve.model.verify import VerifyRows, make_speculative_steps
 from nanoserve.specs.chips import ClusterSpec, Precision
@@ -39,6 +39,7 @@ from nanoserve.specs.models import ModelSpec
 
 MEMORY_KINDS = ("argument", "output", "alias", "temp", "generated_code")
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "CompileTimeHbmOom")
+NO_OPTION = ("No such compile option", "While setting option")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Workload:
       chunk_tokens: prompt tokens of a prefill step, which end a prompt of `context_tokens`.
       page_tokens, slots: of the pool. loop_steps: decode steps of one `decode_loop`.
       draft_tokens: guesses of each of `batch` rows in a step that verifies.
+      pool_pages: pages of the pool; None for those that `batch` sequences need.
     """
 
     batch: int
@@ -59,6 +61,7 @@ class Workload:
     slots: int
     loop_steps: int = 1
     draft_tokens: int = 4
+    pool_pages: int | None = None
 
     @property
     def table_pages(self) -> int:
@@ -68,7 +71,7 @@ class Workload:
     @property
     def pages(self) -> int:
         """Pages of the pool."""
-        return self.batch * self.table_pages
+        return self.batch * self.table_pages if self.pool_pages is None else self.pool_pages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class Compiled:
       refused: the compiler's message, or empty; where it is not, the rest is. kernels: of a GPU, what Mosaic's use.
       weight_bytes, kv_bytes: arguments of one chip by our own shapes. memory: the compiler's bytes of one chip.
       counted_flops: by XLA's cost analysis, which counts a loop's body once. lower_s, compile_s: how long it took.
+      thunks: of a GPU, what XLA's runtime will walk through, as `compiled_launches.launches` takes it.
     """
 
     name: str
@@ -92,13 +96,32 @@ class Compiled:
     counted_flops: float = 0.0
     refused: str = ""
     kernels: ResourceReport | None = None
+    thunks: tuple[str, str] = ("", "")
 
 
 class Compiler:
     """A model's steps, ready to be compiled for a workload."""
 
-    def __init__(self, spec: ModelSpec, cluster: ClusterSpec, precision: Precision, work: Workload, attention: str):
-        """Raises ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed."""
+    def __init__(
+        self,
+        spec: ModelSpec,
+        cluster: ClusterSpec,
+        precision: Precision,
+        work: Workload,
+        attention: str,
+        sampler: Sampler = most_likely,
+        options: Mapping[str, Any] | None = None,
+    ):
+        """Takes the model and its cut as a config states them.
+
+        Args:
+          spec, cluster, precision: the model, its chips, and how it is stored. work: the sizes of its steps.
+          attention: as for `choose_attention`. sampler: as for `make_steps`.
+          options: of XLA, besides those that are shipped for the chips.
+
+        Raises:
+          ConfigError: no topology of these chips, no compiler, a dtype or a cut that cannot be executed.
+        """
         check_known(attention)
         if obstacle := program_obstacle(spec, cluster, precision):
             raise ConfigError(
@@ -124,9 +147,10 @@ class Compiler:
         )
         places = state_places(spec, self.attention.name, kv_dtype, self.mesh)
         bound = attention_for(spec, self.attention.name, self.mesh)
-        options = compat.compiler_options(self.mesh.devices.flat[0])
-        self.steps = make_steps(spec, attention=bound, places=places, compiler_options=options)
-        self.speculative = make_speculative_steps(spec, attention=bound, places=places, compiler_options=options)
+        options = {**compat.compiler_options(self.mesh.devices.flat[0]), **(options or {})}
+        made = {"attention": bound, "places": places, "compiler_options": options}
+        self.steps = make_steps(spec, sampler=sampler, **made)
+        self.speculative = make_speculative_steps(spec, **made)
         weights = model_params.abstract(spec, dtype, ways, how)
         self.params: Params = _placed(weights, sharding.shardings(self.mesh, spec, how))
         empty = {"pages": work.pages, "page_tokens": work.page_tokens, "slots": work.slots}
@@ -135,28 +159,32 @@ class Compiler:
 
     def decode_step(self) -> Compiled:
         """Compiles a decode step of `batch` rows."""
-        return self._compile("decode_step", self.steps.decode, decode_rows(self.work))
+        return self.compile("decode_step", self.steps.decode, decode_rows(self.work))
 
     def prefill_step(self) -> Compiled:
         """Compiles a prefill step of one chunk."""
-        return self._compile("prefill_step", self.steps.prefill, prefill_rows(self.work))
+        return self.compile("prefill_step", self.steps.prefill, prefill_rows(self.work))
 
     def mixed_step(self) -> Compiled:
         """Compiles a step of `batch` rows that decode and one chunk."""
-        return self._compile("mixed_step", self.steps.mixed, decode_rows(self.work), prefill_rows(self.work))
+        return self.compile("mixed_step", self.steps.mixed, decode_rows(self.work), prefill_rows(self.work))
 
     def decode_loop(self) -> Compiled:
         """Compiles `loop_steps` decode steps in one call."""
         steps = self.work.loop_steps
-        return self._compile(
-            "decode_loop", self.steps.decode_loop, decode_rows(self.work), _integers(), max_steps=steps
-        )
+        return self.compile("decode_loop", self.steps.decode_loop, decode_rows(self.work), _integers(), max_steps=steps)
 
     def verify_step(self) -> Compiled:
         """Compiles a step of `batch` rows that verify."""
-        return self._compile("verify_step", self.speculative.verify, verify_rows(self.work))
+        return self.compile("verify_step", self.speculative.verify, verify_rows(self.work))
 
-    def _compile(self, name: str, step: Callable[..., Any], *rows: Any, **static: int) -> Compiled:
+    def compile(self, name: str, step: Callable[..., Any], *rows: Any, **static: int) -> Compiled:
+        """Compiles one entry point of `steps`.
+
+        Args:
+          name: of what is returned. step: the entry point. rows: what it takes beside weights, state and key; shapes
+            are enough. static: its static arguments.
+        """
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
         inputs = jax.tree.map(lambda a: _shaped(a, everywhere), (*rows, key))
@@ -170,8 +198,10 @@ class Compiler:
             lowered = step.trace(self.params, self.state, *inputs, **static).lower()  # type: ignore[attr-defined]
         lowered_at = time.perf_counter()
         try:
-            program, refused = lowered.compile(), ""
+            program, refused = lowered.compile(_dumped_to(logs) if logs else None), ""
         except jax.errors.JaxRuntimeError as error:
+            if any(sign in str(error) for sign in NO_OPTION):
+                raise ConfigError(f"XLA does not take the options that it is given: {error}") from error
             if not any(sign in str(error) for sign in NO_MEMORY):
                 raise
             program, refused = None, str(error).strip()
@@ -187,6 +217,7 @@ class Compiler:
             memory=_memory(program) if program else {},
             counted_flops=_counted_flops(program) if program else 0.0,
             kernels=aot_gpu.report(logs, answered_at - lowered_at) if logs else None,
+            thunks=_thunks(logs) if logs and program else ("", ""),
         )
 
 
@@ -231,6 +262,21 @@ def bytes_per_chip(tree: Any) -> int:
     """Returns what one chip holds of arrays with shardings, without the padding of tiles."""
     parts = (jax.ShapeDtypeStruct(a.sharding.shard_shape(a.shape), a.dtype) for a in jax.tree.leaves(tree))
     return sum(map(stored_bytes, parts))
+
+
+def _dumped_to(folder: Path) -> dict[str, Any]:
+    """What makes XLA write down its programs there."""
+    return {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
+
+
+def _thunks(folder: Path) -> tuple[str, str]:
+    """The thunks of the program that was dumped there last, after what the compiler did to them, and their names."""
+    newest = sorted(folder.glob("*.thunk_metadata.txt"), key=lambda path: path.stat().st_mtime_ns)[-1]
+    after, before = (
+        newest.with_name(newest.name.replace("thunk_metadata", kind))
+        for kind in ("thunk_sequence_after_thunk_passes", "thunk_sequence")
+    )
+    return (after if after.exists() else before).read_text(), newest.read_text()
 
 
 def _memory(program: jax.stages.Compiled) -> dict[str, int]:

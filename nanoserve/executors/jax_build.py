@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kernels.pallas import compat
+from kernels.pallas.choosing import Choice
 from kernels.pallas.paged_attention import ledger, xla
-from kernels.pallas.paged_attention.api import IMPLEMENTATIONS, Choice
+from kernels.pallas.paged_attention.api import IMPLEMENTATIONS
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.sequence import pages_for
 from nanoserve.executors.arrays import Ladders, RequestSampling
@@ -26,13 +27,17 @@ from nanoserve.model import sharding
 from nanoserve.model.attention import attention_for, choose_attention
 from nanoserve.model.params import Params, from_tensors, spread
 from nanoserve.model.places import state_places
+from nanoserve.model.quantised import Storage
 from nanoserve.model.quantising import quantiser
+from nanoserve.model.random_params import random_params
+from nanoserve.model.sampling import Sampler
 from nanoserve.model.step import DeviceState, Steps, init_state, make_steps
 from nanoserve.model.verify import SpeculativeSteps, make_speculative_steps
 from nanoserve.specs.chips import ClusterSpec, Precision
 from nanoserve.specs.errors import ConfigError
 from nanoserve.specs.models import ModelSpec
 from nanoserve.trace.types import Trace
+from nanoserve.weights.random import DrawnOnDevices
 from nanoserve.weights.types import TensorSource
 
 PLAIN = Choice("xla", "nothing else was asked for")
@@ -45,14 +50,16 @@ class LoadedModel:
     """A model that is ready to run: its entry points and its weights where they will be used.
 
     Attributes:
-      spec, steps, params: the model as its chips execute it. speculative: the entry points that speculation adds.
+      spec, params: the model as its chips execute it.
+      steps_with: its entry points, which choose tokens by a function; made, not yet compiled.
+      speculative: the entry points that speculation adds.
       kv_dtype: of the pages.
       attention: the implementation, and why it was picked.
       places: where a state lives, None where it does not matter.
     """
 
     spec: ModelSpec
-    steps: Steps
+    steps_with: Callable[[Sampler], Steps]
     speculative: SpeculativeSteps
     params: Params
     kv_dtype: str
@@ -62,16 +69,16 @@ class LoadedModel:
 
 def load_model(
     spec: ModelSpec,
-    weights: TensorSource,
+    weights: TensorSource | DrawnOnDevices,
     precision: Precision,
     *,
     mesh: Mesh | None = None,
     attention: Choice = PLAIN,
 ) -> LoadedModel:
-    """Reads the weights onto the devices of a mesh.
+    """Reads the weights onto the devices of a mesh, or draws them there.
 
     Args:
-      spec, weights, precision: the model, its checkpoint, and how it is stored.
+      spec, weights, precision: the model, its checkpoint or a seed, and how it is stored.
       mesh: of one replica (`sharding.replicas`); None for the default device.
       attention: as `attention_here` chose it.
 
@@ -79,24 +86,32 @@ def load_model(
       WeightsError: the checkpoint is not the model's. ConfigError: the model cannot be cut over the devices.
     """
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]
-    place = sharding.placer(mesh) if mesh else None
     ways = sharding.ways_of(mesh)
     kv_dtype, executed = KV_DTYPES[precision.kv], spread(spec, ways.heads)
     places = state_places(executed, attention.name, kv_dtype, mesh)
     how = storage_on(device, spec, precision, ways.columns)
-    quantise = quantiser(how, mesh) if how else None
     bound = attention_for(executed, attention.name, mesh)
     options = compat.compiler_options(device)
     made = {"attention": bound, "places": places, "compiler_options": options}
     return LoadedModel(
         spec=executed,
-        steps=make_steps(executed, **made),
+        steps_with=functools.cache(lambda sampler: make_steps(executed, sampler=sampler, **made)),
         speculative=make_speculative_steps(executed, **made),
-        params=from_tensors(spec, weights, weights_dtype(precision), place, ways, quantise),
+        params=_params(spec, weights, weights_dtype(precision), how, mesh),
         kv_dtype=kv_dtype,
         attention=attention,
         places=places,
     )
+
+
+def _params(
+    spec: ModelSpec, weights: TensorSource | DrawnOnDevices, dtype: str, how: Storage | None, mesh: Mesh | None
+) -> Params:
+    if isinstance(weights, DrawnOnDevices):
+        return random_params(spec, jax.random.key(weights.seed), dtype, how=how, mesh=mesh)
+    place = sharding.placer(mesh) if mesh else None
+    quantise = quantiser(how, mesh) if how else None
+    return from_tensors(spec, weights, dtype, place, sharding.ways_of(mesh), quantise)
 
 
 def replica_meshes(clusters: Sequence[ClusterSpec]) -> list[list[Mesh | None]]:
@@ -153,7 +168,7 @@ def build_jax_executor(
       ConfigError: pages are to be swapped, and several processes run the model.
     """
     executor = JaxExecutor(
-        steps=model.steps,
+        steps=model.steps_with(sampling.sampler),
         params=model.params,
         state=empty_state(model, config, num_pages),
         ladders=ladders,

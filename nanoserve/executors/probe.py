@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from nanoserve.engine.clock import Clock
 from nanoserve.engine.sequence import pages_for
 from nanoserve.engine.types import Executor, Kind, Pending, Plan, Row, StepResult, to_seconds
-from nanoserve.executors.buckets import bucket
 from nanoserve.executors.jax_executor import JaxExecutor
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.roofline.counts import StepCounts, causal_pairs
@@ -50,7 +49,7 @@ def settings(executor: JaxExecutor, page_tokens: int) -> list[Setting]:
         chunk = min(tokens, most)
         alone = Program(0, tokens)
         found += [Setting(program=alone, chunk_end=end) for end in sorted({chunk, most})]
-        found += [Setting(program=Program(rows, tokens), chunk_end=chunk) for rows in ladders.decode_rows]
+        found += [Setting(program=Program(rows, tokens), chunk_end=chunk) for rows in ladders.mixed_rows]
     return found
 
 
@@ -86,10 +85,8 @@ class Prober:
 
     def beside(self, counts: StepCounts) -> None:
         """Times the next settings of the program that runs such a plan; not at all while every page is in use."""
-        ladders = self._executor.ladders
-        rows = bucket(ladders.decode_rows, counts.decode_seqs) if counts.decode_seqs else 0
-        tokens = bucket(ladders.prefill_tokens, counts.prefill_tokens) if counts.prefill_tokens else 0
-        for setting in itertools.islice(self._turns[Program(rows, tokens, counts.steps > 1)], CALLS_BESIDE):
+        shape = self._executor.ladders.shape(counts.decode_seqs, counts.prefill_tokens)
+        for setting in itertools.islice(self._turns[Program(*shape, counts.steps > 1)], CALLS_BESIDE):
             if len(self._free_pages()):
                 self._beside[setting].append(self._seconds_of(setting))
 

@@ -38,6 +38,23 @@ def one_shape(config: EngineConfig) -> Padded:
     return padded
 
 
+def in_buckets(shape: Callable[[int, int], tuple[int, int]], prefill_rows: int) -> Padded:
+    """The padding of an executed run, for a simulation of that very run.
+
+    Args:
+      shape: (decoding sequences, chunk tokens) -> both as they are executed (`executors.arrays.Ladders.shape`).
+      prefill_rows: rows that a step with chunks samples at most.
+    """
+
+    def padded(plan: Plan) -> StepCounts:
+        counts = plan.counts
+        rows, tokens = shape(counts.decode_seqs, counts.prefill_tokens)
+        sampled = counts.steps * rows + min(prefill_rows, tokens)
+        return dataclasses.replace(counts, decode_seqs=rows, prefill_tokens=tokens, sampled=sampled)
+
+    return padded
+
+
 def _with_padding_rows(plan: Plan) -> StepCounts:
     counts, rows = plan.counts, plan.padding_rows
     return dataclasses.replace(

@@ -43,7 +43,7 @@ def _drafter(executor: JaxExecutor, model: LoadedModel, config: EngineConfig, dr
         raise ConfigError("Engine.draft = 'model' needs a draft model: give Experiment.draft_model")
     check_draft(model.spec, draft.spec)
     drafter = ModelDrafter(
-        steps=draft.steps,
+        steps=draft.steps_with(executor.arrays.sampling.sampler),
         speculative=draft.speculative,
         params=draft.params,
         state=empty_state(draft, config, executor.state.pool.pages.shape[1]),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from nanoserve.engine.types import Plan, Row
-from nanoserve.executors.buckets import bucket
 from nanoserve.model.step import DecodeRows
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ class StepCalls:
             prefill = executor.arrays.prefill((), tokens, executor.book)
             executor.run(executor.steps.prefill, prefill)
             yield f"prefill[{tokens}]"
-            for rows in ladders.decode_rows:
+            for rows in ladders.mixed_rows:
                 executor.run(executor.steps.mixed, executor.arrays.decode((), rows), prefill)
                 yield f"mixed[{rows}, {tokens}]"
 
@@ -125,9 +124,8 @@ class StepCalls:
 
     def _shape(self, plan: Plan, decode: Sequence[Row], chunks: Sequence[Row]) -> tuple[int, int]:
         """Decode rows and chunk tokens of the program, padding included; 0 of what a plan has none of."""
-        ladders = self._executor.ladders
-        rows = bucket(ladders.decode_rows, len(decode) + plan.padding_rows) if decode else 0
-        return rows, bucket(ladders.prefill_tokens, plan.counts.prefill_tokens) if chunks else 0
+        asked = len(decode) + plan.padding_rows if decode else 0
+        return self._executor.ladders.shape(asked, plan.counts.prefill_tokens if chunks else 0)
 
     def _outputs(self, plan: Plan, decode: Sequence[Row], chunks: Sequence[Row], shape: tuple[int, int]) -> tuple:
         executor, arrays = self._executor, self._executor.arrays
@@ -155,13 +153,15 @@ class StepCalls:
         logprobs: np.ndarray,
     ) -> dict[int, int]:
         """Books sampled rows, chunks from column `first_chunk` on; returns how many tokens count of who stopped."""
-        tokens, logprobs = np.atleast_2d(tokens), np.atleast_2d(logprobs)
-        columns = [(place, row) for place, row in enumerate(decode)]
-        columns += [(first_chunk + place, row) for place, row in enumerate(chunks) if row.samples]
-        stopped = {}
-        for column, row in columns:
-            new = tokens[: plan.horizon, column].tolist()
-            kept = self._executor.book.append(row.index, new, logprobs[: plan.horizon, column].tolist())
+        columns, rows = [*range(len(decode))], [*decode]
+        for place, row in enumerate(chunks):
+            if row.samples:
+                columns.append(first_chunk + place)
+                rows.append(row)
+        new, scores = (np.atleast_2d(each)[: plan.horizon, columns].T.tolist() for each in (tokens, logprobs))
+        append, stopped = self._executor.book.append, {}
+        for row, ids, logprobs_of_row in zip(rows, new, scores, strict=True):
+            kept = append(row.index, ids, logprobs_of_row)
             if kept is not None:
                 stopped[row.index] = kept
         return stopped

@@ -96,10 +96,13 @@ class TokenBook:
         Returns:
           How many were kept if a stop token was among them, else None.
         """
-        kept = next((place + 1 for place, token in enumerate(tokens) if token in self._stop_ids), None)
-        self._tokens[index].extend(tokens[:kept])
-        self._outputs[index].extend(tokens[:kept])
-        self._logprobs[index].extend(logprobs[:kept])
+        kept = None
+        if not self._stop_ids.isdisjoint(tokens):
+            kept = next(place + 1 for place, token in enumerate(tokens) if token in self._stop_ids)
+            tokens, logprobs = tokens[:kept], logprobs[:kept]
+        self._tokens[index].extend(tokens)
+        self._outputs[index].extend(tokens)
+        self._logprobs[index].extend(logprobs)
         return kept
 
     def _opened(self, index: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanoserve.report.metrics import request_columns, run_duration_s
+from nanoserve.report.metrics import Columns, request_columns, run_duration_s
 from nanoserve.report.theme import DAY, KIND_COLORS, save
 from nanoserve.report.units import tick, time
 
@@ -76,15 +76,24 @@ def compare(steps: "pl.DataFrame", priced_s: np.ndarray, real: "pl.DataFrame", s
       steps: of the real run, `records.STEP_COLUMNS`. priced_s: [plans], what each of them is priced at.
       real, simulated: `records.REQUEST_COLUMNS` of both runs.
     """
-    kinds = steps["kind"].to_numpy()
-    measured_s = steps["duration_s"].to_numpy()
+    plans = {name: steps[name].to_numpy() for name in ("kind", "duration_s")}
+    return compare_columns(plans, priced_s, request_columns(real), request_columns(simulated))
+
+
+def compare_columns(steps: Columns, priced_s: np.ndarray, real: Columns, simulated: Columns) -> Comparison:
+    """Compares a run with its simulation.
+
+    Args:
+      steps: of the real run, `kind` and `duration_s`. priced_s: [plans], what each of them is priced at.
+      real, simulated: requests of both runs, `metrics.with_latencies`.
+    """
+    kinds, measured_s = steps["kind"], steps["duration_s"]
     masks = [(kind, kinds == kind) for kind in KIND_COLORS] + [(ALL, np.ones(len(kinds), bool))]
-    done, twin = request_columns(real), request_columns(simulated)
     return Comparison(
         steps=tuple(_step_error(kind, measured_s[mask], priced_s[mask]) for kind, mask in masks if mask.any()),
-        total=_metric("total_s", "", run_duration_s(done), run_duration_s(twin)),
+        total=_metric("total_s", "", run_duration_s(real), run_duration_s(simulated)),
         requests=tuple(
-            _metric(name, statistic, float(reduce(_some(done[name]))), float(reduce(_some(twin[name]))))
+            _metric(name, statistic, float(reduce(_some(real[name]))), float(reduce(_some(simulated[name]))))
             for name in LATENCIES
             for statistic, reduce in STATISTICS.items()
         ),

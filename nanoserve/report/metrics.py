@@ -187,16 +187,25 @@ def summarize(
 
 
 def request_columns(requests: "pl.DataFrame") -> dict[str, np.ndarray]:
-    """The request table as arrays in order of the trace, with the latencies that follow from it.
+    """The request table as arrays in order of the trace, `with_latencies`.
 
     Args:
       requests: `records.REQUEST_COLUMNS`.
+    """
+    return with_latencies(_columns(requests, "request"))
+
+
+def with_latencies(requests: Columns) -> dict[str, np.ndarray]:
+    """Requests with the latencies that follow from their times.
+
+    Args:
+      requests: `records.REQUEST_COLUMNS` as arrays.
 
     Returns:
       The columns, float with NaN where a time is missing, and `completed` (bool), `ttft_s`, `tpot_s`, `e2e_s`,
       `norm_latency_s`, `queue_s`: float [N], NaN for requests that did not complete.
     """
-    columns = _columns(requests, "request")
+    columns = dict(requests)
     for name in ("arrival_s", "sent_s", "admitted_s", "first_token_s", "finish_s", "max_stall_s"):
         columns[name] = columns[name].astype(np.float64)
     arrival_s, first_s, finish_s = (columns[name] for name in ("arrival_s", "first_token_s", "finish_s"))

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 
 from nanoserve.roofline import constants_files
-from nanoserve.roofline.constants_files import ConstantsFile
+from nanoserve.roofline.constants_files import OWN_STACK, ConstantsFile
 from nanoserve.roofline.efficiency import MODES, Calibration, Collective, Errors, Kernel, Mode, Validation
 from nanoserve.roofline.links import ideal_bus_bytes_per_s
 from nanoserve.specs.chips import ChipSpec, Platform, Precision
@@ -51,7 +51,8 @@ def constants_for(
 
     Args:
       chip, precision: what operations run on, and in which dtypes. mode: `sol`, `calibrated` or `table`.
-      stack: whose kernels; `auto` is the one that the chip is calibrated for, or its platform's usual one.
+      stack: whose kernels; `auto` is the one that the chip is calibrated for, or its platform's usual one; our own,
+        whose constants stand on another's, has to be asked for.
       table: for mode `table`, the folder of measured tables.
 
     Raises:
@@ -75,8 +76,8 @@ def constants_file(chip: ChipSpec, stack: str = AUTO) -> ConstantsFile:
     own, reference = constants_files.stacks(chip.name), _REFERENCE[chip.platform]
     borrowed = constants_files.stacks(reference)
     if stack == AUTO:
-        usual = _DEFAULT_STACK[chip.platform]
-        stack = own[0] if own and usual not in own else usual
+        usual, others = _DEFAULT_STACK[chip.platform], [name for name in own if name != OWN_STACK]
+        stack = others[0] if others and usual not in own else usual
     if stack not in own + borrowed:
         known = sorted({*own, *borrowed, AUTO})
         raise ConfigError(f"Pricing.stack = {stack!r}: no constants of it for {chip.name}.{nearest(stack, known)}")

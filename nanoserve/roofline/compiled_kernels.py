@@ -87,18 +87,16 @@ def kernels(program: Program, ran: Sequence[Executed], calls: float = 1) -> tupl
 
 def extra_bytes(found: Sequence[Kernel]) -> float:
     """Bytes of a call that neither products nor Mosaic kernels read: what is moved beside weights and KV."""
-    return sum(
-        each.times * each.moved_bytes
-        for each in found
-        if not each.kind.startswith("product")
-    )
+    return sum(each.times * each.moved_bytes for each in found if not each.kind.startswith("product"))
 
 
 def _kind(program: Program, each: Executed) -> str:
     parts = [part for _, part in program.parts(each.computation, each.instruction)]
     for part in parts:
         if part.opcode == "custom-call":
-            return next((kind for target, kind in _BY_TARGET.items() if f'"{target}' in part.attributes), "library call")
+            return next(
+                (kind for target, kind in _BY_TARGET.items() if f'"{target}' in part.attributes), "library call"
+            )
     opcodes = [part.opcode for part in parts]
     if found := next((kind for opcode, kind in _BY_OPCODE.items() if opcode in opcodes), None):
         return found

@@ -8,6 +8,7 @@ Next: `compiled_kernels` (what the device runs), `compiled` (the program's text)
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -110,7 +111,7 @@ def _parts(lines: Sequence[_Line]) -> Iterator[tuple[str, tuple[Thunk, ...]]]:
     depth = next((line.indent for line in lines if line.number is not None), 0)
     starts = [
         i
-        for i, (line, after) in enumerate(zip(lines, lines[1:], strict=False))
+        for i, (line, after) in enumerate(itertools.pairwise(lines))
         if line.number is None and after.number is not None and after.indent == depth
     ]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):

@@ -6,10 +6,9 @@ Invariant: every entry keeps its source; one that was fitted says on which rows,
 is on both, by buckets of size. Next: `constants_files`, which reads the file.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from nanoserve.roofline.constants_files import ConstantsFile
 from nanoserve.roofline.efficiency import Errors
@@ -100,7 +99,7 @@ def _borrowed(entry: Mapping[str, Any], kind: str, of: str, where: str) -> dict[
 
 def _elementwise_entry(steps: StepFit, source: str) -> dict[str, Any]:
     held_out = {"rows": int(steps.held_out.sum()), **_errors(steps.test)}
-    bias = round(float(np.median(steps.predicted[steps.held_out] / steps.measured[steps.held_out])) - 1, _ERROR_DIGITS)
+    bias = round(statistics.median(line.error for line in steps.lines if line.held_out), _ERROR_DIGITS)
     return {
         **steps.elementwise,
         "source": f"fitted to whole steps in {source}, less their host gap and the price of their other operations",

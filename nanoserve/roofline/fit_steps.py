@@ -36,6 +36,20 @@ _EVERY, _HELD_OUT = 3, 1
 _FEWEST_ROWS = 2  # to fit to: of two constants
 
 
+class StepLine(NamedTuple):
+    """One step as a table shows it: its case, seconds measured and predicted, and whether no constant has seen it."""
+
+    name: str
+    measured_s: float
+    predicted_s: float
+    held_out: bool
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, relative and signed."""
+        return self.predicted_s / self.measured_s - 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepFit:
     """Constants of what steps have besides products and attention, and how well steps are predicted with all of them.
@@ -55,14 +69,15 @@ class StepFit:
     test: Errors
 
     @property
-    def measured(self) -> np.ndarray:
-        """Seconds of a step, of all of them."""
-        return np.array([step.step_s for step in self.steps])
+    def lines(self) -> list[StepLine]:
+        """All of them, one by one."""
+        rows = zip(self.steps, self.predicted.tolist(), self.held_out.tolist(), strict=True)
+        return [StepLine(step.name, step.step_s, predicted_s, out) for step, predicted_s, out in rows]
 
     @property
     def held_out_names(self) -> list[str]:
         """Which steps are held out."""
-        return [step.name for step in itertools.compress(self.steps, self.held_out)]
+        return [line.name for line in self.lines if line.held_out]
 
 
 def fit_steps(steps: Sequence[MeasuredStep], chip: ChipSpec, calibration_of: CalibrationOf) -> StepFit:

@@ -45,21 +45,21 @@ class ProgramPricer:
     call_ticks = 0  # the host's part is in every measured time
 
     def __init__(self, times: Mapping[Program, ProgramTime], *, ticks_per_s: int = 1 << 60):
-        """Takes a table with every program of two ladders: rows alone, tokens alone, and each pair of them.
+        """Takes a table with every program of two ladders: rows alone, tokens alone, and pairs with some of the rows.
 
         Args:
           times: by program. ticks_per_s: the engine's `TICKS_PER_S`.
         """
         self.times = dict(times)
         self._rows = sorted({program.decode_rows for program in times if program.decode_rows})
+        self._rows_beside = sorted({program.decode_rows for program in times if _is_pair(program)})
         self._tokens = sorted({program.prefill_tokens for program in times if program.prefill_tokens})
         self._ticks_per_s = ticks_per_s
 
     def program_of(self, counts: StepCounts) -> Program:
         """Which program runs a plan; beyond the last rung, which no plan of the same ladders is, the last one."""
-        return Program(
-            _rung(self._rows, counts.decode_seqs), _rung(self._tokens, counts.prefill_tokens), counts.steps > 1
-        )
+        rows = self._rows_beside if counts.prefill_tokens else self._rows
+        return Program(_rung(rows, counts.decode_seqs), _rung(self._tokens, counts.prefill_tokens), counts.steps > 1)
 
     def plan_ticks(self, counts: StepCounts) -> int:
         """Returns the ticks that all steps of a plan take."""
@@ -96,7 +96,7 @@ class ProgramPricer:
             return 1
         time = self.times[looping]
         left = span_ticks - self._ticks(time.call_s)
-        first = self._ticks(time.step_s + counts.decode_kv_tokens * time.decode_kv_s)
+        first = max(1, self._ticks(time.step_s + counts.decode_kv_tokens * time.decode_kv_s))  # noise may leave nothing
         increment = self._ticks(growth * time.decode_kv_s)
         if left <= 0:
             return 1
@@ -134,10 +134,10 @@ def program_times(measured: Sequence[Measured]) -> dict[Program, ProgramTime]:
     for each in measured:
         by_program.setdefault(each.program, []).append(each)
     times: dict[Program, ProgramTime] = {}
-    for program, calls in sorted(by_program.items(), key=lambda item: _pairs_last(item[0])):
+    for program, calls in sorted(by_program.items(), key=lambda item: _is_pair(item[0])):
         decode_kv_s = _slope(calls, lambda call: call.decode_kv_tokens)
         prefill_kv_s = _slope(calls, lambda call: call.prefill_kv_tokens)
-        if program.decode_rows and program.prefill_tokens:
+        if _is_pair(program):
             decode_kv_s = times[Program(program.decode_rows)].decode_kv_s
             prefill_kv_s = times[Program(0, program.prefill_tokens)].prefill_kv_s
         rest = [
@@ -147,7 +147,7 @@ def program_times(measured: Sequence[Measured]) -> dict[Program, ProgramTime]:
     return times
 
 
-def _pairs_last(program: Program) -> bool:
+def _is_pair(program: Program) -> bool:
     return bool(program.decode_rows and program.prefill_tokens)
 
 

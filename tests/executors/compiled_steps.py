@@ -39,6 +39,7 @@ class Case:
 
 EIGHT_B: dict[str, Any] = {"model": "llama-3.1-8b", "chips": 1}
 SEVENTY_B: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 8}
+ONE_CHIP: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 1, "weights": "int4"}
 EXPERTS: dict[str, Any] = {"model": "mixtral-8x7b", "chips": 1, "expert": 8, "layers": 2}
 STAGES: dict[str, Any] = {"model": "llama-3.1-70b", "chips": 4, "pipeline": 2, "layers": 16}
 CASES: dict[str, list[Case]] = {
@@ -59,6 +60,8 @@ CASES: dict[str, list[Case]] = {
         Case(**SEVENTY_B, chip="h100_sxm"),
         Case(**SEVENTY_B, chip="h100_sxm", program="prefill_step"),
         Case(**EIGHT_B, chip="h100_sxm", page_tokens=64, program="verify_step", layers=2),
+        Case(**EIGHT_B, chip="h100_sxm", page_tokens=64, program="decode_loop", batch=1),
+        Case(**ONE_CHIP, chip="h100_sxm", page_tokens=64, batch=1),
         Case(**EXPERTS, chip="h100_sxm", page_tokens=64),
         Case(**STAGES, chip="h100_sxm", page_tokens=64),
     ],
@@ -74,17 +77,24 @@ def main(platform: str) -> None:
 
 
 def expected_flops(case: Case, model_flops: float) -> float:
-    """The cost model's FLOPs, and those of the turns in which a pipeline's stage idles; the head has no such turns."""
+    """The cost model's FLOPs, and those of the turns in which a pipeline's stage idles; the head has no such turns.
+
+    On a GPU the head's lone row is one of a tile.
+    """
+    from kernels.pallas.einsum import CUDA_TILE_ROWS
+
     spec = model(case.model)
     head = 2 * spec.hidden * spec.vocab * case.batch / (case.chips * case.expert * case.pipeline)
     idle = (case.pipeline - 1) / case.pipeline
-    return model_flops + idle * (model_flops - head)
+    others = (CUDA_TILE_ROWS - 1) * head if case.batch == 1 and case.chip.startswith("h100") else 0
+    return model_flops + idle * (model_flops - head) + others
 
 
 def compiled(case: Case) -> dict[str, Any]:
     """What the report says of a case."""
     from nanoserve.executors.aot import Compiler, Workload
     from nanoserve.executors.aot_expected import Setting
+    from nanoserve.executors.aot_kernels import launched
     from nanoserve.executors.aot_report import describe
     from nanoserve.specs.chip_registry import chip
     from nanoserve.specs.chips import ClusterSpec, Precision
@@ -105,8 +115,13 @@ def compiled(case: Case) -> dict[str, Any]:
     }
     compiler = Compiler(facts["model"], facts["cluster"], facts["precision"], work, "auto")
     setting = Setting(**facts, attention=compiler.attention.name)
-    report = describe(getattr(compiler, case.program)(), setting)
-    return {"attention": setting.attention, **dataclasses.asdict(report)}
+    program = getattr(compiler, case.program)()
+    report = describe(program, setting)
+    found = {"attention": setting.attention, **dataclasses.asdict(report)}
+    if facts["cluster"].chip.platform != "gpu" or report.refused:
+        return found
+    kernels = launched(program, setting)
+    return found | {"launched": dataclasses.asdict(kernels), "of_a_layer": kernels.of_a_layer}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Ladders cover every size and pad no more than the best ladder found by trying all."""
 
+import dataclasses
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanoserve.executors.arrays import Ladders
 from nanoserve.executors.buckets import GRAIN, best_ladder, bucket, geometric_ladder
 
 
@@ -39,3 +41,15 @@ def test_geometric_ladder_ends_at_the_top():
 def test_a_size_above_the_ladder_is_a_bug():
     with pytest.raises(ValueError, match="above the ladder"):
         bucket((4, 8), 9)
+
+
+def test_every_mixed_step_has_a_program_and_no_rung_that_saves_nothing():
+    ladders = Ladders(
+        decode_rows=(1, 4, 16, 64), prefill_tokens=(128, 512), prefill_rows=64, table_pages=8, loop_steps=8
+    )
+    assert ladders.mixed_rows == (16, 64)
+    assert [ladders.shape(rows, 0) for rows in (1, 2, 64)] == [(1, 0), (4, 0), (64, 0)]
+    assert [ladders.shape(rows, 100) for rows in (0, 1, 17)] == [(0, 128), (16, 128), (64, 128)]
+    assert ladders.programs == 4 * 2 + 2 * (1 + 2)
+    few = dataclasses.replace(ladders, decode_rows=(1, 4))
+    assert few.mixed_rows == (4,)

@@ -134,3 +134,20 @@ def test_padding_is_counted():
     expected = [rungs[rungs >= rows].min() * k for rows, k in zip(steps["decode_seqs"], steps["steps"], strict=True)]
     assert steps["executed_tokens"][decode].tolist() == np.array(expected)[decode].tolist()
     assert (steps["executed_kv_tokens"] >= steps["decode_kv_tokens"] + steps["prefill_kv_tokens"]).all()
+
+
+def test_submitting_a_plan_waits_for_nothing_that_the_device_computes(monkeypatch):
+    trace = lengths_trace([5, 9], [12, 12], [0.0, 0.0])
+    executor = jax_executor(trace, CONFIG, PAGES)
+    submit, fetched, array = executor.submit, [], type(executor.state.last_tokens)
+
+    def submitted(plan: Plan):
+        with monkeypatch.context() as patch:
+            for name in ("block_until_ready", "__array__", "_value"):
+                patch.setattr(array, name, lambda self, *_, name=name, **__: fetched.append(name))
+            return submit(plan)
+
+    executor.submit = submitted
+    virtual_engine(trace, CONFIG, PAGES, executor).run()
+    assert not fetched
+    assert [len(tokens) for tokens in executor.book.outputs.values()] == [12, 12]

@@ -41,7 +41,7 @@ def all_programs(executor: JaxExecutor) -> set[Program]:
     """What `warm_up` compiles."""
     rows, tokens = executor.ladders.decode_rows, executor.ladders.prefill_tokens
     decode = {Program(each, 0, loops) for each in rows for loops in (False, True)}
-    return decode | {Program(row, token) for row in (0, *rows) for token in tokens}
+    return decode | {Program(row, token) for row in (0, *executor.ladders.mixed_rows) for token in tokens}
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,8 @@ def test_a_run_does_not_depend_on_the_horizon(jobs, window, how):
 class SecondSteps:
     """A pricer for which every step takes a second."""
 
+    call_ticks = 0
+
     def host_ticks(self, counts):
         return 0
 
@@ -108,3 +110,21 @@ def test_a_batch_invariant_run_pays_for_one_shape_in_every_step():
     alike = executor.pricer.plan_ticks(StepCounts(decode_seqs=8, decode_kv_tokens=11, prefill_tokens=64, sampled=16))
     assert columns["duration_s"][1] == pytest.approx(alike / TICKS_PER_S, rel=0.01)
     assert columns["duration_s"][1] > plain["first_step_s"][1]
+
+
+def test_a_plan_that_is_one_call_waits_for_the_host_once_whatever_its_steps():
+    """Constants of our own stack: ten more tokens in one plan cost no further call, in plans of one step they do."""
+    cluster = make.cluster()
+    usual = constants_for(cluster.chip, make.BF16, "calibrated")
+    calling = dataclasses.replace(usual, host_call_s=0.5)
+
+    def finish_s(calibration, horizon: int) -> float:
+        executor = RooflineExecutor(model("llama-3.2-1b"), cluster, make.BF16, calibration)
+        engine = make_engine([Job(0, 10, 11)], executor=executor, num_pages=80, max_horizon_steps=horizon)
+        engine.run()
+        assert engine.log.plan_count() == (2 if horizon > 1 else 11)
+        return engine.log.request_columns()["finish_s"][0]
+
+    plain = finish_s(usual, 64)
+    assert finish_s(calling, 64) - plain == pytest.approx(2 * 0.5)
+    assert finish_s(calling, 1) - plain == pytest.approx(11 * 0.5)

@@ -41,7 +41,10 @@ def smollm2() -> LoadedModel:
 def untrained_student(target: LoadedModel) -> LoadedModel:
     """A draft model that is nearly always wrong: the first and the last layer of the target."""
     spec, params = student_of(target.spec, target.params, [0, target.spec.layers - 1])
-    entries = {"steps": make_steps(spec), "speculative": make_speculative_steps(spec)}
+    entries = {
+        "steps_with": lambda sampler: make_steps(spec, sampler=sampler),
+        "speculative": make_speculative_steps(spec),
+    }
     return dataclasses.replace(target, spec=spec, params=params, **entries)
 
 

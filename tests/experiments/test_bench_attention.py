@@ -218,7 +218,7 @@ def test_the_first_call_of_a_program_is_right_and_the_calls_move_on(kind):
 def test_a_wrong_result_is_never_timed(result, says):
     contender = Contender(Timeable(lambda: None, lambda: None), result, "at once")
     right = Contender(Timeable(lambda: None, lambda: None), lambda: np.ones(4), "at once")
-    errors, wrong = attention_measure._checked({"wrong": contender, "right": right}, np.ones(4))
+    errors, wrong = attention_measure.checked({"wrong": contender, "right": right}, np.ones(4))
     assert errors == {"right": 0.0}
     assert wrong["wrong"]["status"] == FAILED and says in wrong["wrong"]["reason"]
 
@@ -285,5 +285,5 @@ def test_a_toy_goes_end_to_end_a_failure_loses_nothing_and_resume_takes_it_again
 def test_an_implementation_that_does_not_serve_a_shape_is_skipped_with_the_reason():
     one = shape(page_tokens=4)
     setting = attention_peers.Setting(jax.devices()[0], "pallas_gpu")
-    record = attention_measure.measure(one, setting, CPU, None, with_peers=False, oracle=True)
+    record = attention_measure.measure(one, setting, CPU, None, peers={}, oracle=True)
     assert record["status"] == "skipped" and "pages of 8, 16" in record["reason"]

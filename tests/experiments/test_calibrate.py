@@ -7,7 +7,7 @@ import pytest
 from experiments import calibrate
 from experiments.calibrate import main
 from nanoserve.roofline import constants_files
-from tests.roofline import tables
+from tests.roofline import benchmark, tables
 
 pytest.importorskip("polars")
 NAMES = ("gemm", "generation_attention", "context_attention", "nccl", "custom_allreduce", "moe")
@@ -76,11 +76,34 @@ def test_a_chip_without_a_file_takes_what_it_borrowed_and_says_so(tmp_path):
     assert written["constants"]["attention_decode"]["bf16"]["source"].startswith("fitted to h200_sxm__")
 
 
+def test_results_of_our_own_become_a_file_that_says_how_far_off_steps_are(tmp_path, capsys):
+    results, out = benchmark.write(tmp_path / "h100.json", noise=0.02), tmp_path / "out.json"
+    report = tmp_path / "own.md"
+    assert run(f"--from={results}", "--stack=nanoserve", f"--out={out}", f"--report={report}") == 0
+    file = constants_files.ConstantsFile(**json.loads(out.read_text()))
+    assert (file.name, file.base) == ("h100_sxm.nanoserve.json", "h100_sxm.vllm")
+    assert file.command == f"python experiments/calibrate.py --chip=h100_sxm --stack=nanoserve --from={results}"
+    assert file.entry("matmul", "bf16_int4")["source"] == "fitted to h100.json, int4 weights multiplied in bf16"
+    known, entry = benchmark.KNOWN, file.entry("host", "step")
+    assert (entry["call_s"], entry["gap_s"]) == pytest.approx((known.host_call_s, known.host_gap_s), rel=0.15)
+    assert 0 < file.validation["step"]["mean_abs"] < 0.03
+    shown = capsys.readouterr().out
+    page = report.read_text()
+    assert page.count("| held out |\n") == len(file.validation["held_out"]) and "`call_s` " in page
+    assert shown.count("held out") == len(file.validation["held_out"]) + 1 and "matmul bf16_int4" in shown
+
+
 def test_results_without_rows_of_the_chip_change_nothing(tmp_path, capsys):
-    results = tmp_path / "attention.json"
-    results.write_text(json.dumps({"runs": [{"device": "cpu", "absolute_times_count": False}], "shapes": {}}))
-    assert run(f"--from={results}", "--stack=ours", f"--out={tmp_path / 'out.json'}") == 0
-    assert capsys.readouterr().out.startswith("no rows") and not (tmp_path / "out.json").exists()
+    results = benchmark.write(tmp_path / "h100.json", device="cpu", absolute_times_count=False)
+    assert run(f"--from={results}", "--stack=nanoserve", f"--out={tmp_path / 'out.json'}") == 0
+    assert "no rows: " in capsys.readouterr().out and not (tmp_path / "out.json").exists()
+
+
+def test_a_file_is_of_our_own_stack_and_a_folder_of_any_other(tmp_path, capsys):
+    results = benchmark.write(tmp_path / "h100.json")
+    assert run(f"--from={results}") == 2 and "give --stack=nanoserve" in capsys.readouterr().err
+    assert run(f"--from={tmp_path}", "--stack=nanoserve") == 2
+    assert "is not a file of results" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -140,3 +140,20 @@ def test_a_simulated_run_cannot_be_laid_beside_its_simulation(command: Command):
 def test_runs_whose_programs_are_not_timed_cannot_be_compared(command: Command):
     ended = command(*REAL, "--compare_executors", "--set=Engine.batch_invariant=True")
     assert "Engine.batch_invariant = True" in refusal(ended)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_70b_in_4_bits_on_one_chip_is_executed_at_toy_size_with_its_own_precisions(command: Command):
+    toy = ("Experiment.model='tiny-llama'", "Cluster.chip='cpu_2core'", "Experiment.executor='jax'")
+    few = ("Engine.max_seqs=1", "Engine.max_step_tokens=8", "Engine.max_context_tokens=64", "Engine.num_pages=16")
+    load = ("TraceSource.requests=3", "TraceSource.rate_rps=100.0")
+    short = ("TraceSource.prompt_median_tokens=8.0", "TraceSource.max_prompt_tokens=24")
+    answers = ("TraceSource.output_median_tokens=8.0", "TraceSource.max_output_tokens=16")
+    overrides = (*toy, *few, *load, *short, *answers)
+    ended = command("--config=llama70b_int4_h100x1", *(f"--set={flag}" for flag in overrides))
+    assert ended.code == 0, ended.err
+    assert pl.read_parquet(ended.folder / "requests.parquet")["finish_reason"].to_list() == ["length"] * 3
+    assert ended.summary["how"].startswith("executed with JAX on 1 x cpu_2core")
+    operative = (ended.folder / "operative.gin").read_text()
+    for part, dtype in {"weights": "int4", "kv": "fp8", "activations": "bf16", "compute": "bf16"}.items():
+        assert f"Precision.{part} = '{dtype}'" in operative

@@ -5,8 +5,9 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from kernels.pallas.paged_attention import gpu_work
+from kernels.pallas.paged_attention import gpu, gpu_tuning, gpu_work, xla
 
 ROWS, SPLITS, BLOCK, TILE = 4, 3, 8, 16
 lengths = st.lists(st.integers(0, 90), min_size=ROWS, max_size=ROWS)
@@ -75,3 +76,28 @@ def test_prefill_writes_every_token_once_and_padding_sees_nothing(chunks, paddin
     for row, (past, new) in enumerate(chunks):
         np.testing.assert_array_equal(position[cu_q_lens[row] : cu_q_lens[row + 1]], past + np.arange(new))
     assert (position[cu_q_lens[-1] :] < -tokens).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 32, 128])
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+def test_rows_are_cut_finely_only_where_thread_blocks_would_have_nothing_to_do(rows, kv_heads):
+    pages = jax.ShapeDtypeStruct((1, 64, kv_heads, 2, 128), "bfloat16")
+    splits = gpu_tuning.decode_blocks(pages, rows, table_pages=1000).splits
+    assert splits <= gpu_tuning.USUAL_SPLITS or splits * rows * kv_heads <= gpu_tuning.THREAD_BLOCKS
+    assert splits * rows * kv_heads > 0.9 * gpu_tuning.THREAD_BLOCKS
+
+
+@pytest.mark.parametrize("page", [2, 7])  # in the pool, and beyond it
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_lone_token_is_written_like_one_of_many(page, quantised):
+    pool = jnp.zeros((4, 8, 2, 2, 16), "int8" if quantised else "bfloat16")
+    token = jnp.arange(2 * 2 * 16).reshape(1, 2, 2, 16).astype(pool.dtype)
+    scales = (jnp.zeros(pool.shape[:4]), jnp.ones((1, 2, 2))) if quantised else ()
+    where = jnp.array([page]), jnp.array([3]), jnp.int32(0)
+    for got, want in zip(
+        jax.tree.leaves(gpu.write_kv(pool, token, *where, *scales)),
+        jax.tree.leaves(xla.write_kv(pool, token, *where, *scales)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, want)
+        assert (np.asarray(got) != 0).any() == (page < 4)

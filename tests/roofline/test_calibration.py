@@ -81,6 +81,19 @@ def test_shares_are_carried_to_another_chip_and_overheads_are_kept():
     assert there.collectives[2].overhead_s == here.collectives[2].overhead_s
 
 
+def test_our_own_stack_has_to_be_asked_for(tmp_path, monkeypatch):
+    """Else measuring a chip that borrows would change what every simulation of it is priced with."""
+    for path in constants_files.FOLDER.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    vllm = json.loads((tmp_path / "h100_sxm.vllm.json").read_text())
+    own = vllm | {"chip": "h200_sxm", "stack": constants_files.OWN_STACK, "label": "ours on an H200"}
+    (tmp_path / "h200_sxm.nanoserve.json").write_text(json.dumps(own))
+    monkeypatch.setattr(constants_files, "FOLDER", tmp_path)
+    assert constants_for(chip("h200_sxm"), make.BF16, "calibrated").stack == "vllm"
+    asked = constants_for(chip("h200_sxm"), make.BF16, "calibrated", constants_files.OWN_STACK)
+    assert (asked.stack, asked.name) == ("nanoserve", "ours on an H200")
+
+
 def test_an_unknown_mode_or_stack_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'calibrated'"):
         constants_for(H100, make.BF16, "calibrate")  # pyright: ignore[reportArgumentType]
@@ -113,7 +126,7 @@ def test_no_constant_is_better_than_the_datasheet_and_every_entry_has_a_source(p
 def test_a_fitted_entry_states_its_errors_on_rows_that_it_has_not_seen(path):
     for entries in constants_files.read(*path.name.split(".")[:2]).constants.values():
         for entry in entries.values():
-            assert ("fit" in entry) == entry["source"].startswith("fitted to h100_sxm__")
+            assert ("fit" in entry) == entry["source"].startswith("fitted to ")
             if "fit" in entry:
                 held_out = entry["fit"]["held_out"]
                 assert held_out["rows"] > 0 and 0 <= held_out["p50"] <= held_out["p90"]

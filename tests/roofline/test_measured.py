@@ -1,7 +1,5 @@
 """Measured tables: what their rows mean, and what is said of those that cannot be read."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -96,50 +94,3 @@ def test_a_path_that_is_not_there_a_missing_column_and_a_damaged_table_are_error
     path.write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ConfigError, match="cannot be read as Parquet"):
         read(tmp_path, tables.H100, "vllm")
-
-
-# ---- results of our own benchmark ----
-
-
-def results(device: str, counts: bool = True) -> dict:
-    shape = {
-        "run": 0,
-        "kind": "decode",
-        "kv": "bf16",
-        "status": "measured",
-        "head_size": 128,
-        "heads": 64,
-        "kv_heads": 8,
-    }
-    shape |= {
-        "rows": 16,
-        "new_tokens": 16,
-        "kv_tokens": 16 * 2048,
-        "flops": 4 * 16 * 2048 * 64 * 128,
-        "time": {"median_s": 5e-5},
-    }
-    runs = [{"device": device, "absolute_times_count": counts}]
-    return {"runs": runs, "shapes": {"a": shape, "b": shape | {"status": "skipped"}}}
-
-
-def test_our_own_results_are_read_where_they_were_measured_on_the_chip(tmp_path):
-    path = tmp_path / "attention.json"
-    path.write_text(json.dumps(results("NVIDIA H100 80GB HBM3")))
-    (group,) = read(path, tables.H100, "ours")
-    assert (group.kind, group.variant, len(group)) == ("attention_decode", "bf16", 1)
-    assert group.seconds.tolist() == [5e-5] and group.op.kv_read_bytes.tolist() == [2 * 16 * 2048 * 8 * 128 * 2]
-
-
-@pytest.mark.parametrize(("device", "counts"), [("cpu", False), ("NVIDIA H100 PCIe", True)])
-def test_results_of_another_device_or_of_no_account_are_no_rows(tmp_path, device, counts):
-    path = tmp_path / "attention.json"
-    path.write_text(json.dumps(results(device, counts)))
-    assert read(path, tables.H100, "ours") == []
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"runs": []}'])
-def test_a_file_that_is_no_result_is_an_error(tmp_path, text):
-    path = tmp_path / "attention.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match="is not a file of results"):
-        read(path, tables.H100, "ours")

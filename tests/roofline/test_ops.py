@@ -18,7 +18,8 @@ from nanoserve.specs.model_registry import model
 from nanoserve.specs.sizes import parameter_counts, weight_bytes
 from tests.roofline import factories as make
 
-NUMBERS = [field.name for field in dataclasses.fields(Op) if field.name not in ("name", "kind", "compute", "heads")]
+NAMES = ("name", "kind", "compute", "stored", "heads")
+NUMBERS = [field.name for field in dataclasses.fields(Op) if field.name not in NAMES]
 MIXED = make.joined(make.decode_counts(32, 700), make.prefill_counts([(0, 300), (64, 200)], sampled=1))
 
 
@@ -145,7 +146,7 @@ def test_arrays_give_what_numbers_give(spec, cluster, precision, data):
     columns = step_ops(spec, cluster, precision, stacked)
     for row, plan in enumerate(plans):
         for many, one in zip(columns, step_ops(spec, cluster, precision, plan), strict=True):
-            assert (many.name, many.kind, many.compute, many.heads) == (one.name, one.kind, one.compute, one.heads)
+            assert [getattr(many, field) for field in NAMES] == [getattr(one, field) for field in NAMES]
             for field in NUMBERS:
                 if getattr(one, field) is None:
                     assert getattr(many, field) is None

@@ -13,9 +13,7 @@ TRUE = {
     Program(4, loops=True): ProgramTime(0.002, 0.011, 2e-5, 0.0),
     Program(0, 16): ProgramTime(0.0, 0.020, 0.0, 3e-5),
     Program(0, 64): ProgramTime(0.0, 0.050, 0.0, 5e-5),
-    Program(1, 16): ProgramTime(0.0, 0.028, 1e-5, 3e-5),
     Program(4, 16): ProgramTime(0.0, 0.030, 2e-5, 3e-5),
-    Program(1, 64): ProgramTime(0.0, 0.058, 1e-5, 5e-5),
     Program(4, 64): ProgramTime(0.0, 0.060, 2e-5, 5e-5),
 }
 
@@ -59,8 +57,8 @@ def test_the_table_is_what_the_calls_were_made_of():
         (StepCounts(decode_seqs=3, decode_kv_tokens=100), 0.013 + 200e-5),  # padded to 4 rows
         (StepCounts(steps=5, decode_seqs=2, decode_kv_tokens=50), 0.002 + 5 * 0.011 + 100e-5),
         (StepCounts(prefill_seqs=1, prefill_tokens=17, prefill_kv_tokens=20), 0.050 + 100e-5),
-        (
-            StepCounts(decode_seqs=2, decode_kv_tokens=10, prefill_seqs=1, prefill_tokens=16, prefill_kv_tokens=16),
+        (  # beside a chunk there is no program of a single row
+            StepCounts(decode_seqs=1, decode_kv_tokens=10, prefill_seqs=1, prefill_tokens=16, prefill_kv_tokens=16),
             0.030 + 20e-5 + 48e-5,
         ),
     ],
@@ -98,6 +96,12 @@ def test_the_steps_before_an_event_are_the_fewest_that_last_until_it(span_s):
     if steps > 1:
         assert lasting(steps - 1) < span
     assert lasting(steps) >= span or steps == 1
+
+
+def test_steps_that_noise_made_free_are_as_many_as_one_likes_before_an_event():
+    free = {program: time._replace(step_s=0.0, decode_kv_s=0.0) for program, time in TRUE.items()}
+    one = StepCounts(decode_seqs=3, decode_kv_tokens=120)
+    assert ProgramPricer(free, ticks_per_s=TICKS_PER_S).steps_before(one, TICKS_PER_S, 3) > 1024
 
 
 def test_without_loops_plans_have_one_step():
