@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a bare c
 
 from experiments import command
 from nanoserve.report.progress import Progress
-from nanoserve.report.units import time
+from nanoserve.report.units import share, time
 from nanoserve.roofline import constants_files
 from nanoserve.roofline.calibration import constants_file
 from nanoserve.roofline.constants_files import OWN_STACK, ConstantsFile
@@ -77,12 +77,10 @@ def _command(asked: flags.FlagValues) -> int:
     line = f"python experiments/calibrate.py --chip={chip.name} --stack={asked.stack} --from={source}"
     own = calibrated(source, chip, line) if asked.stack == OWN_STACK else None
     fits = fitted(source, chip, asked.stack) if own is None else own.fits
-    if own is not None:
-        print("".join(f"left out: {why}\n" for why in own.left_out), end="")
     if not fits and (own is None or own.empty):
         print(f"no rows: {source} has nothing that was measured on a {chip.name}. Nothing is written")
         return 0
-    print("\n".join([*table(fits), *(("", *step_table(own.steps)) if own and own.steps else ())]))
+    print("\n".join([*table(fits), *(own_lines(own) if own else ())]))
     file = _file(fits, chip, asked.stack, line) if own is None else own.file
     path = Path(asked.out) if asked.out else constants_files.FOLDER / file.name
     constants_files.save(path, file)
@@ -130,6 +128,16 @@ def table(fits: "Sequence[Fit]") -> list[str]:
     """A line for each fit: constants, and errors on the shapes that it has not seen."""
     head = f"{'operation':<22} {'rows':>6} {'unseen':>6} {'mean':>6} {'median':>6} {'p90':>6}  constants"
     return [head, *(_line(fit) for fit in fits)]
+
+
+def own_lines(own: "OwnStack") -> list[str]:
+    """What else there is to say of our own stack: what the chip can do, what was left out, and whole steps."""
+    best = ", ".join(f"{name} {share(fraction)}" for name, fraction in own.ceilings.items())
+    return [
+        *([f"of the datasheet at best: {best}"] if best else []),
+        *(f"left out: {why}" for why in own.left_out),
+        *(("", *step_table(own.steps)) if own.steps else ()),
+    ]
 
 
 def step_table(steps: "StepFit") -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoserve.report import theme
-from nanoserve.report.units import significant, time
+from nanoserve.report.units import share, significant, time
 from nanoserve.roofline.fit import Bucket, Fit
 from nanoserve.roofline.fit_file import KINDS
 from nanoserve.roofline.own_stack import OwnStack
@@ -142,6 +142,10 @@ def _table(fits: Sequence[Fit]) -> Iterator[str]:
 
 
 def _whole_steps(own: OwnStack) -> Iterator[str]:
+    if own.ceilings:
+        best = ", ".join(f"{name} {share(fraction)}" for name, fraction in own.ceilings.items())
+        yield f"Of the datasheet's figures, which the constants are shares of, the chip reached at best: {best}."
+        yield ""
     if own.steps is None:
         yield "Too few were measured: element-wise kernels and the host keep the constants of another stack."
         return

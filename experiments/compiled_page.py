@@ -57,8 +57,8 @@ TRIED = """
   reached by their first page in one run of all layers' pages, so that no pool is sliced.
 - **Matrices of three axes** (`[D, K, G + 2, h]`, `[K, G, h, D]`, `[2, D, F]`) made XLA for TPU copy a layer's slice,
   and XLA for GPUs transpose it. All matrices now have two.
-- **Gate and up in one matrix** `[D, 2 F]` were transposed for TPU in every layer, until the product's result was pinned
-  row-major.
+- **Gate and up in one matrix** `[D, 2 F]`, and queries, keys and values with a bf16 result, were transposed for TPU in
+  every layer, until the product's result was pinned row-major.
 - **The activation**, fused into the down projection, was computed again for every block of it: it is kept apart.
 - **XLA's scatter** of new keys and values picks a memory order of its own where a page has several heads, and copied
   the pool in every layer on TPU: there a Pallas kernel writes each token to its page.

@@ -4,7 +4,8 @@
     python experiments/steps_page.py --check    say whether it is what the figures give
 
 The figures are made by `experiments/compile_steps.py --out=docs/h100_steps.json`; those in h100_steps_before.json were
-made by the same command over the model code and the kernels of commit 88b40f1.
+made by the same command, `--only='*+shipped'`, over the model code and the kernels of commit 88b40f1, and are kept
+without the lists of kernels.
 """
 
 import json
@@ -73,7 +74,8 @@ What is left, and why:
 - The layer's **first page** and the **count of layers** are kernels of one number. They wait for nothing that the
   others do not wait for, so a graph runs them beside others. Carried through the loop instead, XLA makes the same of
   them.
-- At 2 to 7 rows cuBLAS wants a multiple of 8 rows, and XLA pads activations by kernels of their own.
+- At 2 to 7 rows cuBLAS wants a multiple of 8 rows, and XLA pads activations by kernels of their own. Whether a lone row
+  is better padded to 8 from the start is a case of the part `flags` (`eight_rows`).
 """
 CANDIDATES = """
 ## What flags change

@@ -204,6 +204,7 @@ def _engine(trace: "Trace", horizon_steps: int) -> "Engine":
     from nanoserve.building import build_engine
     from nanoserve.engine.clock import VirtualClock
     from nanoserve.engine.config import EngineConfig
+    from nanoserve.engine.memory import SIMULATED
     from nanoserve.engine.types import to_ticks
     from nanoserve.executors.roofline_executor import RooflineExecutor
     from nanoserve.roofline.calibration import constants_for
@@ -231,7 +232,8 @@ def _engine(trace: "Trace", horizon_steps: int) -> "Engine":
         max_seqs=config.max_seqs,
     )
     executor = RooflineExecutor(spec, cluster, precision, constants_for(cluster.chip, precision, MODE))
-    return build_engine(config, spec, trace, pages, executor, VirtualClock(), OpenLoop(trace, to_ticks))
+    load = OpenLoop(trace, to_ticks)
+    return build_engine(config, spec, trace, pages, executor, VirtualClock(), load, facts=SIMULATED)
 
 
 if __name__ == "__main__":

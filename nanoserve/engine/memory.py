@@ -25,7 +25,7 @@ from collections.abc import Callable
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.faults import Leak, Leaking
 from nanoserve.engine.keeping import Kept, KeptSessions
-from nanoserve.engine.pages import PagePool
+from nanoserve.engine.pages import CheckedPagePool, PagePool
 from nanoserve.engine.prefix import CachedPagePool, PageCost, PageKeys, eviction
 from nanoserve.engine.runs import RunPool
 from nanoserve.engine.sequence import Sequence, pages_for
@@ -43,16 +43,20 @@ class KvFacts:
       swap_is_cheaper: tokens -> whether bringing their KV to the host and back takes less time than computing it again,
         for `preemption = 'cheaper'`.
       leak: how pages leak, where a fault is planted.
+      pool: makes the pool of so many pages that are given one by one, where there is no prefix cache.
     """
 
     page_keys: PageKeys | None = None
     page_cost: PageCost | None = None
     swap_is_cheaper: Callable[[int], bool] | None = None
     leak: Leak | None = None
+    pool: Callable[[int], PagePool] = CheckedPagePool
 
 
 NOTHING_KNOWN = KvFacts()
 """Enough for a config without a prefix cache and without a choice between swapping and recomputing."""
+SIMULATED = KvFacts(pool=PagePool)
+"""The same for an engine whose pages hold nothing."""
 
 
 class KvMemory:
@@ -72,7 +76,7 @@ class KvMemory:
         self._keys = None
         if config.prefix_cache != "off":
             self._keys = _needed(facts.page_keys, "prefix_cache", config.prefix_cache)
-        self.paged, self._cache = _pools(config, num_pages, facts.page_cost)
+        self.paged, self._cache = _pools(config, num_pages, facts)
         self.caches = self._cache is not None
         self.pool: PagePool | CachedPagePool | RunPool = self.paged or RunPool(num_pages)
         self._runs = self.pool if isinstance(self.pool, RunPool) else None
@@ -331,8 +335,8 @@ class KvMemory:
         """Takes pages from a sequence's end, where nobody else holds them, that are never given back."""
         pages = sequence.pages
         left = len(pages) - min(leaking.due(), len(pages))
-        if self.paged is not None:
-            while any(self.paged.holders(page) > 1 for page in pages[left:]):
+        if self._cache is not None:
+            while any(self._cache.holders(page) > 1 for page in pages[left:]):
                 left += 1
         elif self._runs is not None:
             self._runs.split(pages, left)
@@ -347,14 +351,14 @@ class KvMemory:
 
 
 def _pools(
-    config: EngineConfig, num_pages: int, page_cost: PageCost | None
+    config: EngineConfig, num_pages: int, facts: KvFacts
 ) -> tuple[PagePool | CachedPagePool | None, CachedPagePool | None]:
     """The pool that gives page after page, and the same one as a prefix cache; None for what the config has not."""
     if config.allocator == "contiguous":
         return None, None
     if config.prefix_cache == "off":
-        return PagePool(num_pages), None
-    cost = _needed(page_cost, "prefix_cache", "cost") if config.prefix_cache == "cost" else None
+        return facts.pool(num_pages), None
+    cost = _needed(facts.page_cost, "prefix_cache", "cost") if config.prefix_cache == "cost" else None
     cache = CachedPagePool(num_pages, eviction(config.prefix_cache, cost))
     return cache, cache
 

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
-from nanoserve.engine.pages import PageAccountingError, PagePool
+from nanoserve.engine.pages import CheckedPagePool, PageAccountingError
 
 PageKeys = Callable[[int, int], Sequence[int]]
 """(request, tokens) -> keys of the full pages among the request's first `tokens` tokens, prompt and generated, in
@@ -140,7 +140,7 @@ def eviction(name: Literal["lru", "cost"], cost: PageCost | None) -> Eviction:
 
 
 class CachedPagePool:
-    """A `PagePool` that remembers what is in its pages. Costs a little for every page, where that costs for lists."""
+    """A `CheckedPagePool` that remembers what is in its pages. Costs a little for every page, not only for every list."""
 
     def __init__(self, num_pages: int, cached: Eviction):
         """Makes a pool of empty pages.
@@ -149,7 +149,7 @@ class CachedPagePool:
           num_pages: P. cached: holds the cached pages; must be empty.
         """
         self.num_pages = num_pages
-        self._pool = PagePool(num_pages)
+        self._pool = CheckedPagePool(num_pages)
         self._cached = cached
         self._page_of: dict[int, int] = {}  # by key
         self._key_of: dict[int, int] = {}  # by page

@@ -30,7 +30,7 @@ from nanoserve.model.places import state_places
 from nanoserve.model.quantised import Storage
 from nanoserve.model.quantising import quantiser
 from nanoserve.model.random_params import random_params
-from nanoserve.model.sampling import Sampler
+from nanoserve.model.sampling import Sampler, sample
 from nanoserve.model.step import DeviceState, Steps, init_state, make_steps
 from nanoserve.model.verify import SpeculativeSteps, make_speculative_steps
 from nanoserve.specs.chips import ClusterSpec, Precision
@@ -65,6 +65,11 @@ class LoadedModel:
     kv_dtype: str
     attention: Choice
     places: DeviceState | None
+
+    @property
+    def steps(self) -> Steps:
+        """The entry points that serve any requests, those that draw included."""
+        return self.steps_with(sample)
 
 
 def load_model(

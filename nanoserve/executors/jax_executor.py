@@ -17,6 +17,7 @@ import numpy as np
 
 from nanoserve.engine.types import TICKS_PER_S, Kind, Plan, StepResult
 from nanoserve.executors.arrays import Ladders, RequestSampling, RowArrays
+from nanoserve.executors.compiling_ahead import warmed_up
 from nanoserve.executors.host_pages import HostPages
 from nanoserve.executors.step_calls import Call, Calls, KvLedger, StepCalls
 from nanoserve.executors.tokens import TokenBook
@@ -115,7 +116,7 @@ class JaxExecutor:
 
     def warm_up(self) -> Iterator[str]:
         """Compiles and runs every program once on padding rows; yields the name of each when it is done."""
-        yield from self.calls.warm_up()
+        yield from warmed_up(self, self.calls)
         for mover in self.movers:
             yield from mover.warm_up()
 

@@ -1,7 +1,8 @@
 """What an engine must be told of KV (`engine.memory.KvFacts`): what pages hold, what they cost, whether to swap.
 
 What pages hold is known from token ids where there are any: those of a real run, which knows what it generated too, or
-those of the trace. A simulated run of a trace with prefix hashes takes those. Costs are the cost model's.
+those of the trace. A simulated run of a trace with prefix hashes takes those, and nobody checks who holds its pages.
+Costs are the cost model's.
 
 Next: `nanoserve.engine.page_keys`, `nanoserve.roofline.transfer`.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.memory import KvFacts
 from nanoserve.engine.page_keys import hashed_keys, id_keys
+from nanoserve.engine.pages import CheckedPagePool, PagePool
 from nanoserve.engine.prefix import PageCost, PageKeys
 from nanoserve.executors.tokens import TokenBook
 from nanoserve.roofline.calibration import Calibration
@@ -51,6 +53,7 @@ def kv_facts(
         swap_is_cheaper=_swap_is_cheaper(model, cluster, precision, calibration)
         if config.preemption == "cheaper"
         else None,
+        pool=PagePool if book is None else CheckedPagePool,
     )
 
 

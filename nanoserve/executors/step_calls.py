@@ -74,6 +74,10 @@ class Calls(Protocol):
         """Compiles and runs every program once on padding rows; yields the name of each when it is done."""
         ...
 
+    def on(self, device: Device) -> "Calls | None":
+        """The same calls for another device, which has these programs; None where they keep state of their own."""
+        ...
+
     def release(self, index: int) -> None:
         """A request left."""
         ...
@@ -118,6 +122,10 @@ class StepCalls:
             for rows in ladders.mixed_rows:
                 executor.run(executor.steps.mixed, executor.arrays.decode((), rows), prefill)
                 yield f"mixed[{rows}, {tokens}]"
+
+    def on(self, device: Device) -> "StepCalls":
+        """The same calls for another device."""
+        return type(self)(device)
 
     def release(self, index: int) -> None:
         """Nothing is held."""

@@ -81,6 +81,9 @@ class VerifyingCalls:
             yield f"verify[{tokens}]"
         yield from self.drafter.warm_up(self._executor.book)
 
+    def on(self, device: Device) -> None:
+        """None: the drafter keeps state on this one."""
+
     def release(self, index: int) -> None:
         """Forgets what the drafter knows of a request."""
         self.drafter.release(index)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
+from kernels.pallas.compat import row_major
 from kernels.pallas.einsum import einsum_f32
 from nanoserve.model import feed_forward, pipeline
 from nanoserve.model.attention import Attend
@@ -195,7 +196,8 @@ def project_qkv(
     """Queries, keys and values in one product, with the family's biases and norms."""
     normed_TD = norm(spec, x_TD, layer.attn_norm)
     if layer.bqkv is None:
-        qkv_TC = product(x_TD.dtype, normed_TD, layer.wqkv, mesh)
+        # In rows, as in the feed-forward: otherwise the TPU compiler turns the product and every layer's matrix around.
+        qkv_TC = row_major(product(x_TD.dtype, normed_TD, layer.wqkv, mesh))
     else:
         qkv_TC = product(jnp.float32, normed_TD, layer.wqkv, mesh) + layer.bqkv
     qkv = qkv_TC.astype(x_TD.dtype).reshape(-1, spec.kv_heads, spec.query_groups + 2, spec.head_size)

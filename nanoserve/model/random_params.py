@@ -106,7 +106,7 @@ def _one(spec: ModelSpec, field: str, ways: Ways, dtype: DTypeLike, key: Key[Arr
 
 
 def _fan_in(spec: ModelSpec, field: str) -> int:
-    """How many terms a matrix's sums have; embeddings and biases are scaled as if they summed over the model's width."""
+    """How many terms a matrix's sums have; embeddings and biases are scaled as if they were sums over the width D."""
     return spec.hidden if field in ("embed", "bqkv") else shape_of(spec, field)[-2]
 
 

@@ -2,8 +2,9 @@
 
 What is minimised is the mean of a robust function of log(predicted / measured): twice too slow weighs as much as twice
 too fast, small operations as much as large ones, and a few odd rows hardly anything. Constants are searched for as
-logarithms, so they stay positive. A third of the shapes is held out, chosen by a hash of the shape: the rows of a shape
-are all on one side, and the same shapes are held out on every machine.
+logarithms, so they stay positive; a share that would leave the datasheet behind is put back to 1 at every step. A third
+of the shapes is held out, chosen by a hash of the shape: the rows of a shape are all on one side, and the same shapes
+are held out on every machine. Where a shape is one number, every third of them in its order is.
 
 Invariant: the same rows give the same constants, to the digits that are written. Next: `experiments/calibrate.py`.
 """
@@ -135,13 +136,14 @@ def minimise(ratio: Callable[[Mapping[str, Number]], Number], start: Mapping[str
 
     Args:
       ratio: predicted over measured of every row, from constants; differentiated by JAX.
-      start: positive values to start from.
+      start: positive values to start from. What ends with `_share` is at most 1.
     """
     import jax
     import jax.numpy as jnp
     import optax
 
     names = tuple(start)
+    largest = np.array([0.0 if name.endswith("_share") else np.inf for name in names])
 
     def loss(logs: Any) -> Number:
         values = jnp.exp(logs)
@@ -154,7 +156,8 @@ def minimise(ratio: Callable[[Mapping[str, Number]], Number], start: Mapping[str
         def step(state: Any, _: None) -> tuple[Any, None]:
             logs, memory = state
             updates, memory = solver.update(jax.grad(loss)(logs), memory)
-            return (optax.apply_updates(logs, updates), memory), None
+            moved: Any = optax.apply_updates(logs, updates)
+            return (jnp.minimum(moved, largest), memory), None
 
         logs = jnp.log(jnp.array([start[name] for name in names]))
         (logs, _), _ = jax.jit(lambda state: jax.lax.scan(step, state, length=_STEPS))((logs, solver.init(logs)))

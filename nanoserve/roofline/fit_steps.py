@@ -150,7 +150,9 @@ def _divided(ops: Sequence[Op]) -> tuple[list[Op], list[Op]]:
     return [op for op in ops if op.kind == "elementwise"], [op for op in ops if op.kind not in ("elementwise", "host")]
 
 
-def _elementwise(steps: Sequence[MeasuredStep], cluster: ClusterSpec, calibration_of: CalibrationOf) -> dict:
+def _elementwise(
+    steps: Sequence[MeasuredStep], cluster: ClusterSpec, calibration_of: CalibrationOf
+) -> dict[str, float]:
     """An overhead, and a share of the bandwidth: fitted as the time beyond the datasheet's, so it is at most 1."""
     left = [_left(step, cluster, calibration_of(step.precision)) for step in steps]
     weights = 1 / np.array([step.step_s for step in steps])
@@ -160,7 +162,7 @@ def _elementwise(steps: Sequence[MeasuredStep], cluster: ClusterSpec, calibratio
     return {"overhead_s": rounded(overhead_s), "memory_share": rounded(1 / (1 + longer))}
 
 
-def _host(steps: Sequence[MeasuredStep]) -> dict:
+def _host(steps: Sequence[MeasuredStep]) -> dict[str, float]:
     """Something for every call, for every step in it, and for every row that is sampled."""
     calls = [call for step in steps for call in step.calls]
     weights = 1 / np.array([call.call_s for call in calls])

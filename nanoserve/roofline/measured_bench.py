@@ -80,6 +80,15 @@ def steps(found: Found) -> list[MeasuredStep]:
     ]
 
 
+def ceilings(found: Found) -> dict[str, float]:
+    """Returns what the device did at best, as shares of its datasheet, which the constants' shares are of, too."""
+    return {
+        name: record["datasheet_fraction"]
+        for name, record in found.get("ceilings", {}).items()
+        if record["status"] == MEASURED
+    }
+
+
 def _counts(run: Record, chip: ChipSpec) -> bool:
     return run["absolute_times_count"] and run["device"].strip().lower() in chip.device_kinds
 

@@ -8,7 +8,7 @@ Next: `measured_bench` (what a record becomes), `fit`, `fit_steps`, `fit_file`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from nanoserve.roofline import constants_files
 from nanoserve.roofline.calibration import Calibration, calibration_of, constants_file
@@ -17,7 +17,7 @@ from nanoserve.roofline.fit import Fit, TooFewRowsError, fit
 from nanoserve.roofline.fit_file import file_on
 from nanoserve.roofline.fit_steps import StepFit, fit_steps
 from nanoserve.roofline.measured import Measured, MeasuredStep
-from nanoserve.roofline.measured_bench import Found, operations, steps
+from nanoserve.roofline.measured_bench import Found, ceilings, operations, steps
 from nanoserve.specs.chips import ChipSpec, Precision
 
 
@@ -28,12 +28,14 @@ class OwnStack:
     Attributes:
       fits: of single operations. steps: of whole steps; None where there are too few.
       left_out: what there was too little of, in words.
+      ceilings: what the chip did at best, as shares of its datasheet: no kernel of ours is expected above them.
       file: the constants, without those of its base.
     """
 
     fits: tuple[Fit, ...]
     steps: StepFit | None
     left_out: tuple[str, ...]
+    ceilings: Mapping[str, float]
     file: ConstantsFile
 
     @property
@@ -55,9 +57,6 @@ def calibrate(
       found: records by part and case. chip: that they were measured on.
       source: what the records are called. command: writes the file of constants.
       fitted: told what was just fitted.
-
-    Raises:
-      ConfigError: a step of a model that is not in the registry.
     """
     base = constants_file(chip)
     fits, left_out = _fits(operations(found, source), chip, fitted)
@@ -74,7 +73,13 @@ def calibrate(
         fitted("whole steps")
     except TooFewRowsError as error:
         left_out.append(str(error))
-    return OwnStack(fits=tuple(fits), steps=of_steps, left_out=tuple(left_out), file=file(of_steps))
+    return OwnStack(
+        fits=tuple(fits),
+        steps=of_steps,
+        left_out=tuple(left_out),
+        ceilings=ceilings(found),
+        file=file(of_steps),
+    )
 
 
 def _fits(groups: Iterable[Measured], chip: ChipSpec, fitted: Callable[[str], None]) -> tuple[list[Fit], list[str]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoserve.engine.cohort import DecodeCohort
-from nanoserve.engine.pages import PagePool
+from nanoserve.engine.pages import CheckedPagePool
 from nanoserve.engine.sequence import Sequence, pages_for
 from nanoserve.engine.types import Request
 
@@ -20,7 +20,7 @@ class Naive:
     generated: int
 
 
-def _sequence(index: int, kv: int, output: int, pool: PagePool) -> Sequence:
+def _sequence(index: int, kv: int, output: int, pool: CheckedPagePool) -> Sequence:
     request = Request(index=index, arrival_ticks=0, prompt_tokens=kv, output_tokens=output)
     return Sequence(request, prefill_target=kv, kv_tokens=kv, generated=1, pages=pool.alloc(pages_for(kv, PAGE)))
 
@@ -32,7 +32,7 @@ def _sequence(index: int, kv: int, output: int, pool: PagePool) -> Sequence:
     st.sampled_from([None, 3, 9]),
 )
 def test_shared_counters_equal_counting_each_member(operations, window):
-    pool, cohort, naive = PagePool(5000), DecodeCohort(PAGE, window), {}
+    pool, cohort, naive = CheckedPagePool(5000), DecodeCohort(PAGE, window), {}
     for number, (name, size, output) in enumerate(operations):
         if name == "join":
             sequence = _sequence(number, size, output, pool)
@@ -70,7 +70,7 @@ def _check_attended(cohort: DecodeCohort, naive: dict, steps: int, window: int |
 
 
 def test_reserve_says_how_far_the_pages_reach():
-    pool = PagePool(3)
+    pool = CheckedPagePool(3)
     cohort = DecodeCohort(PAGE)
     cohort.join(_sequence(0, 4, 100, pool))  # its first page is full
     cohort.join(_sequence(1, 2, 100, pool))  # needs its second page in 2 steps
@@ -81,7 +81,7 @@ def test_reserve_says_how_far_the_pages_reach():
 
 
 def test_a_step_is_paged_for_all_members_or_for_none():
-    pool = PagePool(3)
+    pool = CheckedPagePool(3)
     cohort = DecodeCohort(PAGE)
     members = [_sequence(index, 4, 100, pool) for index in range(2)]  # both need a page for the next step
     for member in members:
@@ -95,7 +95,7 @@ def test_a_step_is_paged_for_all_members_or_for_none():
 
 
 def test_steps_that_nobody_decoded_in_are_not_paged():
-    pool = PagePool(4)
+    pool = CheckedPagePool(4)
     cohort = DecodeCohort(PAGE)
     cohort.advance(7)
     member = _sequence(0, 2, 100, pool)

@@ -4,7 +4,7 @@ import pytest
 
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.keeping import KeptSessions
-from nanoserve.engine.pages import PagePool
+from nanoserve.engine.pages import CheckedPagePool
 from nanoserve.engine.types import MoveKind, Request, to_seconds
 from nanoserve.specs.errors import ConfigError
 from tests.engine.factories import Job, LinearExecutor, held_pages, make_engine
@@ -144,7 +144,7 @@ def request(session: int | None, prompt_tokens: int) -> Request:
 
 
 def test_entries_leave_in_the_order_in_which_their_turns_ended():
-    pool = PagePool(8)
+    pool = CheckedPagePool(8)
     kept = KeptSessions(to_seconds(100), pool)
     for session, ticks in ((0, 30), (1, 10), (2, 20)):
         kept.keep(session, pool.alloc(2), 5, ticks)

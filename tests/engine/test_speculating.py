@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoserve.engine.pages import PagePool
+from nanoserve.engine.pages import CheckedPagePool
 from nanoserve.engine.sequence import Sequence, pages_for
 from nanoserve.engine.speculating import SpeculatingCohort
 from nanoserve.engine.types import Request
@@ -12,7 +12,7 @@ from nanoserve.roofline.counts import StepCounts
 PAGE = 4
 
 
-def _sequence(index: int, kv: int, output: int, pool: PagePool) -> Sequence:
+def _sequence(index: int, kv: int, output: int, pool: CheckedPagePool) -> Sequence:
     request = Request(index=index, arrival_ticks=0, prompt_tokens=kv, output_tokens=output)
     return Sequence(request, prefill_target=kv, kv_tokens=kv, generated=1, pages=pool.alloc(pages_for(kv, PAGE)))
 
@@ -31,7 +31,7 @@ members = st.lists(st.tuples(st.integers(1, 30), st.integers(2, 12)), min_size=1
 def test_steps_count_what_their_rows_read_and_gain(asked, k, window, spare_pages, random):
     held = sum(pages_for(kv, PAGE) for kv, _ in asked)
     worst = [pages_for(kv + output - 1, PAGE) - pages_for(kv, PAGE) for kv, output in asked]
-    pool = PagePool(held + max(max(worst), spare_pages))
+    pool = CheckedPagePool(held + max(max(worst), spare_pages))
     cohort = SpeculatingCohort(PAGE, k, window)
     for number, (kv, output) in enumerate(asked):
         cohort.join(_sequence(number, kv, output, pool))
@@ -67,7 +67,7 @@ def test_steps_count_what_their_rows_read_and_gain(asked, k, window, spare_pages
 
 
 def test_members_draft_only_into_pages_that_no_member_needs_for_its_next_token():
-    pool = PagePool(4)
+    pool = CheckedPagePool(4)
     cohort = SpeculatingCohort(PAGE, draft_tokens=4)
     first, second = (_sequence(index, kv, 20, pool) for index, kv in enumerate((3, 4)))
     cohort.join(first)  # has room for one token, and would draft into a second page
@@ -78,7 +78,7 @@ def test_members_draft_only_into_pages_that_no_member_needs_for_its_next_token()
 
 
 def test_drafts_preempt_nobody():
-    pool = PagePool(2)
+    pool = CheckedPagePool(2)
     cohort = SpeculatingCohort(PAGE, draft_tokens=4)
     for index in range(2):
         cohort.join(_sequence(index, 3, 20, pool))
@@ -89,7 +89,7 @@ def test_drafts_preempt_nobody():
 
 
 def test_a_member_never_drafts_past_its_last_token():
-    pool = PagePool(20)
+    pool = CheckedPagePool(20)
     cohort = SpeculatingCohort(PAGE, draft_tokens=4)
     cohort.join(_sequence(0, 6, 4, pool))  # three tokens left: two guesses and the one after them
     cohort.reserve(pool, 1)

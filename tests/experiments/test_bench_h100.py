@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import types
+import typing
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -257,6 +258,17 @@ def test_a_step_that_does_not_fit_says_how_much_is_missing():
     case = next(case for case in catalogue() if case.name == "8b_decode_b128_s4096")
     with pytest.raises(ConfigError, match=r"128 x 4,096 positions of bf16 KV are 65\.0 GiB, .* are left of 80\.0"):
         check_fits(case, H100, H100.hbm_bytes, case.rows * 65)
+
+
+@pytest.mark.parametrize("steps", [step_ready.LOOP_STEPS, step.SHORT_LOOP, 1])
+def test_the_steps_of_a_loop_lie_evenly_around_the_context_and_on_the_pages_there_are(steps):
+    case, nothing = decode(EIGHT, 2, 1000), typing.cast(typing.Any, None)
+    ready = step_ready.Prepared(case=case, model=nothing, executor=nothing, pages=((0,), (1,)), book=nothing)
+    plan = ready.plan(steps)
+    attended = [row.start + 1 + step for row in plan.rows() for step in range(plan.horizon)]
+    assert sum(attended) == plan.counts.decode_kv_tokens == steps * 2 * 1000
+    assert plan.counts.new_tokens == steps * 2 and max(attended) <= 1000 + step_ready.LOOP_STEPS // 2
+    assert ready.plan(steps) is plan
 
 
 def test_the_host_gap_is_what_a_plan_costs_beyond_its_steps():

@@ -91,6 +91,7 @@ def test_results_of_our_own_become_a_file_that_says_how_far_off_steps_are(tmp_pa
     page = report.read_text()
     assert page.count("| held out |\n") == len(file.validation["held_out"]) and "`call_s` " in page
     assert shown.count("held out") == len(file.validation["held_out"]) + 1 and "matmul bf16_int4" in shown
+    assert "of the datasheet at best: copy 90.0%" in shown and "copy 90.0%" in page
 
 
 def test_results_without_rows_of_the_chip_change_nothing(tmp_path, capsys):

@@ -36,6 +36,8 @@ REFUSED = ProgramReport(name="decode_step", lower_s=1.0, compile_s=2.0, refused=
         (["--set=Cluster.mesh={'tensor': 8, 'pipeline': 8}"], "64 x tpu_v5p is no slice that can be compiled for"),
         (["--config=llama70b_h100", "--set=Cluster.mesh={'tensor': 16}"], "a host of at most 8 can be compiled for"),
         (["--set=Precision.weights=fp4"], "Precision.weights = 'fp4' is priced but not executed"),
+        (["--kernels"], "kernels are listed of GPUs' programs"),
+        (["--config=llama8b_h100", "--xla=xla_gpu_autotune_level"], "give a value, as in --xla="),
         (["--oom_surface=x.png", "--contexts=1k"], "--contexts: '1k' is not a number of positions"),
     ],
 )

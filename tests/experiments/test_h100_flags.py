@@ -34,7 +34,9 @@ def test_every_step_is_measured_as_shipped_before_any_candidate(toy):
 def test_a_candidate_is_held_against_the_step_as_it_is_shipped(tmp_path):
     out = tmp_path / "flags.json"
     assert h100.main(["h100.py", "--parts=flags", "--toy", f"--out={out}"]) == 0
-    shipped, other = json.loads(out.read_text())["parts"]["flags"].values()
-    assert shipped["status"] == other["status"] == "measured"
-    assert shipped["options"] == {} and other["options"] == CANDIDATES[other["candidate"]]
-    assert other["times_shipped"] == other["time"]["median_s"] / shipped["time"]["median_s"]
+    shipped, flagged, padded = json.loads(out.read_text())["parts"]["flags"].values()
+    assert shipped["status"] == flagged["status"] == padded["status"] == "measured"
+    assert shipped["options"] == padded["options"] == {} and flagged["options"] == CANDIDATES[flagged["candidate"]]
+    assert [each["padded_rows"] for each in (shipped, flagged, padded)] == [2, 2, 8]
+    for each in (flagged, padded):
+        assert each["times_shipped"] == each["time"]["median_s"] / shipped["time"]["median_s"]

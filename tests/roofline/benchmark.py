@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.attention_shapes import counts
-from experiments.bench.parts import attention, matmul, step
+from experiments.bench.parts import attention, ceilings, matmul, step
 from experiments.bench.parts.attention import AttentionCase
+from experiments.bench.parts.ceilings import Ceiling
 from experiments.bench.parts.matmul import MatmulCase
 from experiments.bench.parts.step_cases import StepCase
 from nanoserve.roofline.calibration import Calibration, constants_for
@@ -64,7 +65,7 @@ def results(noise: float = 0.0, **run: Any) -> dict[str, Any]:
 
 def found(extras: bool = True) -> dict[str, dict[str, dict[str, Any]]]:
     """Records by part and case, without noise: of every case of the bench, or of those that it measures unasked."""
-    parts = ((attention, _attention), (matmul, _product), (step, _step))
+    parts = ((ceilings, _ceiling), (attention, _attention), (matmul, _product), (step, _step))
     return {
         part.NAME: {
             case.name: {"run": 0, **case.sizes(), **timed(case)}
@@ -73,6 +74,10 @@ def found(extras: bool = True) -> dict[str, dict[str, dict[str, Any]]]:
         }
         for part, timed in parts
     }
+
+
+def _ceiling(case: Ceiling) -> dict[str, Any]:
+    return _timed(1.0) | {"datasheet_fraction": 0.9}
 
 
 def _attention(case: AttentionCase) -> dict[str, Any]:

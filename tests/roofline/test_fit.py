@@ -40,6 +40,13 @@ def test_a_few_wild_rows_do_not_move_the_constants(tmp_path):
         assert dirty[name] == pytest.approx(clean[name], rel=0.03), name
 
 
+def test_a_share_above_the_datasheets_is_never_the_answer(tmp_path):
+    """Rows that were faster than the chip can be: a clock that ran high, or matrices that lay in a cache."""
+    group = tables.timed(tmp_path, "gemm", "matmul", tables.PRODUCT)
+    found = fit(dataclasses.replace(group, seconds=0.5 * group.seconds), tables.H100).constants
+    assert found["memory_share"] <= 1 and found["compute_share"] <= 1
+
+
 def test_the_search_ends_where_an_independent_one_does(tmp_path):
     """SciPy's trust-region least squares with the same robust loss."""
     optimize = pytest.importorskip("scipy.optimize")

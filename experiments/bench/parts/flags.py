@@ -51,6 +51,11 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "two_layers_a_turn": {"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER"},
 }
 """XLA's options, by name, those first that may change most. Further ones take the place of shipped ones."""
+EIGHT_ROWS = "eight_rows"
+PADDED_ROWS: Mapping[str, int] = {EIGHT_ROWS: 8}
+"""Candidates that are no flags: the rows that a decode step is padded to. From two rows on a norm is one kernel and not
+two, and eight are as many as cuBLAS multiplies without padding of its own."""
+OF_CUBLAS = ("triton_products", "cublas", "all_algorithms")
 OF_PREFILL = (SHIPPED, "whole_step", "layers_unrolled", "triton_products", "cublas", "all_algorithms", "latency_hiding")
 
 
@@ -59,28 +64,34 @@ class FlagsCase(Case):
     """A step under some flags.
 
     Attributes:
-      step: what is measured, a case of the part `step`. candidate: a key of `CANDIDATES`.
+      step: what is measured, a case of the part `step`. candidate: a key of `CANDIDATES` or of `PADDED_ROWS`.
     """
 
     step: StepCase
     candidate: str
 
     def sizes(self) -> Record:
-        """The step by its name, and the options."""
-        return {"step": self.step.name, "candidate": self.candidate, "options": dict(CANDIDATES[self.candidate])}
+        """The step by its name, and what is different about it."""
+        rows = PADDED_ROWS.get(self.candidate, self.step.rows)
+        return {"step": self.step.name, "candidate": self.candidate, "options": self.options, "padded_rows": rows}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of XLA, besides those that are shipped."""
+        return dict(CANDIDATES.get(self.candidate, {}))
 
 
 def cases(toy: bool) -> Sequence[FlagsCase]:
     """Every candidate for a decode step of one row, where launches weigh most; then for larger steps."""
     if toy:
         step = toy_catalogue()[0]
-        return [_case(step, name) for name in (SHIPPED, "not_tuned")]
+        return [_case(step, name) for name in (SHIPPED, "not_tuned", EIGHT_ROWS)]
     small, large, quantised = decode(EIGHT, 1, 1024), decode(EIGHT, 32, 4096), decode(SEVENTY, 1, 1024, "int4")
     return [
-        *(_case(small, name) for name in CANDIDATES),
+        *(_case(small, name) for name in (*CANDIDATES, *PADDED_ROWS)),
         *(_case(large, name) for name in CANDIDATES),
         *(_case(prefill(EIGHT, 2048), name) for name in OF_PREFILL),
-        *(_case(quantised, name) for name in CANDIDATES if "products" not in name and "cublas" not in name),
+        *(_case(quantised, name) for name in (*CANDIDATES, *PADDED_ROWS) if name not in OF_CUBLAS),
     ]
 
 
@@ -90,7 +101,9 @@ def measure(case: FlagsCase, context: Context) -> Record:
     from experiments.bench.parts.step_ready import prepare
 
     ready = prepare(case.step, context)
-    ready.executor.steps = _compiled_with(ready, context, CANDIDATES[case.candidate])
+    ready.executor.steps = _compiled_with(ready, context, case.options)
+    if case.candidate in PADDED_ROWS:
+        _pad(ready, PADDED_ROWS[case.candidate])
     times = step.times(ready, context)
     shipped = context.found.get(NAME, {}).get(_name(case.step, SHIPPED), {})
     if shipped.get("status") != MEASURED:
@@ -121,6 +134,12 @@ def _compiled_with(ready: "Prepared", context: Context, options: Mapping[str, An
         places=loaded.places,
         compiler_options={**compat.compiler_options(context.device), **options},
     )
+
+
+def _pad(ready: "Prepared", rows: int) -> None:
+    """Has the step's decode rows padded to so many."""
+    executor = ready.executor
+    executor.ladders = executor.arrays.ladders = dataclasses.replace(executor.ladders, decode_rows=(rows,))
 
 
 def _case(step: StepCase, candidate: str) -> FlagsCase:

@@ -46,6 +46,7 @@ class Prepared:
     Attributes:
       case: what it is. model: loaded. executor: which runs it.
       pages: of each row. book: where its tokens go.
+      made: plans, by their steps.
     """
 
     case: StepCase
@@ -53,6 +54,7 @@ class Prepared:
     executor: JaxExecutor
     pages: Sequence[Sequence[int]]
     book: TokenBook
+    made: dict[int, Plan] = dataclasses.field(default_factory=dict)
 
     @property
     def spec(self) -> ModelSpec:
@@ -89,10 +91,16 @@ class Prepared:
             each.result()
 
     def plan(self, steps: int) -> Plan:
-        """What the scheduler would ask for: `steps` decode steps around the context, or one of prefill."""
-        rows = tuple(self._row(index, steps) for index in range(self.case.rows))
-        kind = Kind.DECODE if self.case.kind == "decode" else Kind.PREFILL
-        return Plan(step=0, kind=kind, horizon=steps, counts=_times(self.counts, steps), rows=lambda: rows)
+        """What the scheduler would ask for: `steps` decode steps around the context, or one of prefill.
+
+        Made when it is first asked for: a scheduler's work is no part of what is measured.
+        """
+        if steps not in self.made:
+            rows = tuple(self._row(index, steps) for index in range(self.case.rows))
+            kind = Kind.DECODE if self.case.kind == "decode" else Kind.PREFILL
+            counts = _times(self.counts, steps)
+            self.made[steps] = Plan(step=0, kind=kind, horizon=steps, counts=counts, rows=lambda: rows)
+        return self.made[steps]
 
     def _row(self, index: int, steps: int) -> Row:
         decodes = self.case.kind == "decode"

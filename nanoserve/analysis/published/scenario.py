@@ -14,6 +14,7 @@ from nanoserve.building import build_engine
 from nanoserve.engine.clock import VirtualClock
 from nanoserve.engine.config import EngineConfig
 from nanoserve.engine.engine import Load
+from nanoserve.engine.memory import SIMULATED
 from nanoserve.engine.types import to_ticks
 from nanoserve.executors.roofline_executor import RooflineExecutor
 from nanoserve.roofline.calibration import Calibration
@@ -82,7 +83,8 @@ def replay(scenario: Scenario, calibration: Calibration) -> Outcome:
     pages = _pages(scenario)
     executor = RooflineExecutor(scenario.model, scenario.cluster, scenario.precision, calibration)
     config = _with_reserved_outputs(scenario, pages) if scenario.reserve_outputs else scenario.engine
-    engine = build_engine(config, scenario.model, scenario.trace, pages, executor, VirtualClock(), _load(scenario))
+    what = config, scenario.model, scenario.trace, pages
+    engine = build_engine(*what, executor, VirtualClock(), _load(scenario), facts=SIMULATED)
     engine.run()
     return _outcome(engine.log.request_columns())
 
