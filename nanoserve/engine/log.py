@@ -13,7 +13,6 @@ import math
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter
 
 import numpy as np
 
@@ -39,7 +38,6 @@ _PLAN = {
 }
 _PLAN_ROW = np.dtype([(name, {"q": "<i8", "d": "<f8", "i": "<i4", "b": "i1"}[code]) for name, code in _PLAN.items()])
 _pack_plan = struct.Struct("<" + "".join(_PLAN.values())).pack
-_counts_of = attrgetter(*_PACKED_COUNTS)
 
 _KINDS = tuple(Kind)
 _KIND_CODES = {kind: code for code, kind in enumerate(_KINDS)}
@@ -176,17 +174,33 @@ class RunLog:
         counts = plan.counts if result.ran is None else result.ran
         if counts.drafted_tokens:
             self._drafted(counts, result)
-        self._plans += _pack_plan(
+        running, stalled_seqs, waiting, pages_used, largest_free_run, kv_tokens_held = occupancy
+        self._plans += _pack_plan(  # in the order of _PLAN; spelled out, because stars in a call make a list and a tuple first
             plan.step,
             _KIND_CODES[plan.kind],
             start_ticks,
             result.duration_ticks,
             result.first_step_ticks,
             result.host_ticks,
-            *_counts_of(counts),
+            counts.steps,
+            counts.decode_seqs,
+            counts.decode_kv_tokens,
+            counts.decode_window_tokens,
+            counts.prefill_seqs,
+            counts.prefill_tokens,
+            counts.prefill_pairs,
+            counts.prefill_window_pairs,
+            counts.prefill_kv_tokens,
+            counts.prefill_window_kv_tokens,
+            counts.sampled,
             _NO_PADDING if tokens is None else tokens,
             _NO_PADDING if kv_tokens is None else kv_tokens,
-            *occupancy,
+            running,
+            stalled_seqs,
+            waiting,
+            pages_used,
+            largest_free_run,
+            kv_tokens_held,
             self._preempted_in_plan,
         )
         self._preempted_in_plan = 0

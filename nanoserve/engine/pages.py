@@ -2,9 +2,9 @@
 
 Invariants: free + used = all; a page is handed out only while nobody holds it. Breaking one raises
 `PageAccountingError`, because a leaked or doubly freed page corrupts tokens silently later: at once in a
-`CheckedPagePool`, which real runs have. In simulated runs pages hold nothing, and knowing who holds each of them is most
-of what a page costs there; a `PagePool` counts, which tells the same before a run can end well. Next: `cohort`, which
-asks for pages as sequences grow.
+`CheckedPagePool`, which real runs have. In simulated runs pages hold nothing, and knowing who holds each of them is
+most of what a page costs there; a `PagePool` counts, which tells the same before a run can end well. Next: `cohort`,
+which asks for pages as sequences grow.
 """
 
 from collections.abc import Iterable, Sequence
@@ -66,12 +66,13 @@ class PagePool:
         Raises:
           PageAccountingError: fewer are free; callers check `free_count` first.
         """
+        free = self._free
+        if count > len(free):
+            raise PageAccountingError(f"asked for {count} pages with {len(free)} of {self.num_pages} free")
         if count <= 0:
             return []
-        if count > len(self._free):
-            raise PageAccountingError(f"asked for {count} pages with {len(self._free)} of {self.num_pages} free")
-        pages = self._free[-count:]
-        del self._free[-count:]
+        pages = free[-count:]
+        del free[-count:]
         pages.reverse()
         return pages
 

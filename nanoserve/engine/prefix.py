@@ -140,7 +140,7 @@ def eviction(name: Literal["lru", "cost"], cost: PageCost | None) -> Eviction:
 
 
 class CachedPagePool:
-    """A `CheckedPagePool` that remembers what is in its pages. Costs a little for every page, not only for every list."""
+    """A `CheckedPagePool` that remembers what is in its pages. Costs a little for every page, not just every list."""
 
     def __init__(self, num_pages: int, cached: Eviction):
         """Makes a pool of empty pages.
