@@ -175,7 +175,7 @@ class RunLog:
         if counts.drafted_tokens:
             self._drafted(counts, result)
         running, stalled_seqs, waiting, pages_used, largest_free_run, kv_tokens_held = occupancy
-        self._plans += _pack_plan(  # in the order of _PLAN; spelled out, because stars in a call make a list and a tuple first
+        self._plans += _pack_plan(  # in the order of _PLAN; stars in a call would make a list and a tuple first
             plan.step,
             _KIND_CODES[plan.kind],
             start_ticks,
