@@ -1,7 +1,7 @@
 """Measures the host's own work for a decode plan: what an accelerator waits for, if nothing hides it.
 
     python experiments/bench/host_gap.py
-    python experiments/bench/host_gap.py --rows=128 --plans=1000 --out=/tmp/host_gap.json
+    python experiments/bench/host_gap.py --rows=128 --plans=1000 --out=host_gap.json
 
 The engine, its scheduler and the executor are the real ones; the model's steps are compiled programs of the same
 arguments and results that compute nothing, so what is left is the host. Seconds are CPU time of the engine's thread per
