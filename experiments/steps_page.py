@@ -3,9 +3,7 @@
     python experiments/steps_page.py            write the page
     python experiments/steps_page.py --check    say whether it is what the figures give
 
-The figures are made by `experiments/compile_steps.py --out=docs/h100_steps.json`; those in h100_steps_before.json were
-made by the same command, `--only='*+shipped'`, over the model code and the kernels of commit 88b40f1, and are kept
-without the lists of kernels.
+The figures are made by `experiments/compile_steps.py --out=docs/h100_steps.json`.
 """
 
 import json
@@ -21,7 +19,7 @@ from experiments.bench.parts.flags import SHIPPED
 from nanoserve.report.units import significant
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
-NOW, BEFORE, PAGE = FOLDER / "h100_steps.json", FOLDER / "h100_steps_before.json", FOLDER / "h100_steps.md"
+FIGURES, PAGE = FOLDER / "h100_steps.json", FOLDER / "h100_steps.md"
 MB = 1e6
 LISTED = (("8b_decode_b1_s1024", "decode_step"), ("70b_int4_decode_b1_s1024", "decode_step"))
 Program = Mapping[str, Any]
@@ -39,33 +37,32 @@ JAX_PLATFORMS=cpu python experiments/compile_steps.py --out=docs/h100_steps.json
 
 in the environment of `make aot-gpu`, with jax {jax}. `experiments/compile.py --kernels` prints the same for any config.
 
-A launch costs one to three microseconds whatever it does, and a decode step of an 8B model at batch 1 has 150
-microseconds for each of its 32 layers, so ten kernels too many are a tenth of the step. What the host launches is
-another matter: a command buffer (CUDA graph) is one launch, whatever it holds. A wait is the host asking the device
+Every kernel takes some time to start, whatever it does, and at batch 1 a layer has little to do. What the host launches
+is another matter: a command buffer (CUDA graph) is one launch, whatever it holds. A wait is the host asking the device
 whether to go on, with the device idle until the answer is acted upon.
 
-## Before and after
+## What a step is made of
 
 Of one step; a `decode_loop` has {loop_steps}. "Beside" is what is moved beside what products and attention read.
 Without the versions of driver and runtime in the description of the chip (`kernels/pallas/gpu_target.py`), the compiler
-leaves library calls out of command buffers, and what it makes is not what a device gets. Both rows have them.
+leaves library calls out of command buffers, and what it makes is not what a device gets.
 """
 DONE = """
-What was in the way, and is gone:
+What would be in the way, and is not there:
 
-- **A lone row's product with a float32 result** made XLA write the whole matrix out as float32 and read it again: at
-  batch 1 `wqkv` in every layer and the head once; in a prefill the head. Queries, keys and values are now products with
+- **A lone row's product with a float32 result** makes XLA write the whole matrix out as float32 and read it again: at
+  batch 1 `wqkv` in every layer and the head once; in a prefill the head. So queries, keys and values are products with
   a bf16 result where there is no bias (the same bits: they were rounded at once), and a lone row of the head is
   multiplied as one of a tile of eight (`kernels/pallas/einsum.py`).
-- **The condition around sampling** made the host wait in every step. Whether any request draws is known before anything
-  is compiled, so a run of greedy requests gets a program without it (`model/sampling.py`, `sampler_for`).
-- **Joining the splits of attention** was four kernels at batch 1: a row is cut into 16 parts, no longer into 64, and
-  joined in two (`kernels/pallas/paged_attention/gpu.py`).
-- **Writing a lone token's KV** was a slice that is read, a choice and an update: two kernels. With a second token
-  beside it that goes nowhere it stays a scatter: one.
-- **Searches by halves** for each token's row were loops before a prefill's first layer, a launch for each line of their
+- **The condition around sampling** makes the host wait in every step. Whether any request draws is known before
+  anything is compiled, so a run of greedy requests gets a program without it (`model/sampling.py`, `sampler_for`).
+- **Joining many splits of attention** takes more kernels than joining few, which fuse with what is around them: at
+  batch 1 a row is cut into few parts (`kernels/pallas/paged_attention/gpu.py`).
+- **Writing a lone token's KV** becomes a slice that is read, a choice and an update. With a second token beside it that
+  goes nowhere it stays a scatter: one kernel.
+- **Searches by halves** for each token's row are loops before a prefill's first layer, a launch for each line of their
   bodies. Comparing with every boundary is one kernel.
-- **A barrier** between a quantised product and its activation kept the sum of its splits a kernel of its own.
+- **A barrier** between a quantised product and its activation keeps the sum of its splits a kernel of its own.
 
 What is left, and why:
 
@@ -95,15 +92,14 @@ def main(arguments: list[str]) -> int:
 
 def page() -> str:
     """The page, from the figures."""
-    now, before = (json.loads(path.read_text()) for path in (NOW, BEFORE))
+    now = json.loads(FIGURES.read_text())
     words = {"jax": now["versions"]["jax"], "loop_steps": now["loop_steps"]}
-    old = {_key(program): program for program in before["programs"]}
     shipped = [program for program in now["programs"] if program["candidate"] == SHIPPED]
     return "\n".join(
         [
             INTRODUCTION.format(**words).strip(),
             "",
-            *_compared(shipped, old),
+            *_made_of(shipped),
             DONE.rstrip(),
             *(line for program in shipped if _key(program)[:2] in LISTED for line in _layer(program)),
             CANDIDATES.format(**words).rstrip(),
@@ -118,14 +114,12 @@ def _key(program: Program) -> tuple[str, str, str]:
     return program["step"], program["program"], program["candidate"]
 
 
-def _compared(shipped: list[Program], old: Mapping[tuple, Program]) -> Iterator[str]:
-    yield _row("step", "program", "", "of a layer", "others", "beside, MB", "temporary, MB", "launches", "waits")
-    yield _row(*["---"] * 3, *["---:"] * 6)
+def _made_of(shipped: list[Program]) -> Iterator[str]:
+    headings = ("kernels of a layer", "others", "beside, MB", "temporary, MB", "launches", "waits")
+    yield _row("step", "program", *headings)
+    yield _row(*["---"] * 2, *["---:"] * len(headings))
     for program in shipped:
-        step, name, _ = _key(program)
-        for when, each in (("before", old.get(_key(program))), ("now", program)):
-            if each:
-                yield _row(step if when == "before" else "", name if when == "before" else "", when, *_counts(each))
+        yield _row(*_key(program)[:2], *_counts(program))
 
 
 def _counts(program: Program) -> Iterator[str]:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 def _flags(own: flags.FlagValues) -> None:
     flags.DEFINE_list("parts", list(USUAL), f"of {', '.join(PARTS)}", flag_values=own)
     flags.DEFINE_list("cases", [], "names, CASE or PART/CASE, with '*'; if empty, all but extras", flag_values=own)
-    flags.DEFINE_bool("toy", False, "tiny sizes, which a CPU finishes in a minute", flag_values=own)
+    flags.DEFINE_bool("toy", False, "tiny sizes, which a CPU finishes in minutes", flag_values=own)
     flags.DEFINE_string("out", None, "write results to this JSON file, after every case", flag_values=own)
     flags.DEFINE_bool("resume", False, "leave out what --out has measured already", flag_values=own)
     flags.DEFINE_string("commit", None, "what these files are, where there is no git to ask", flag_values=own)

@@ -143,7 +143,7 @@ class RowArrays:
         """Decode rows, padded to `padded` of them."""
         columns = np.empty((3, padded), np.int32)
         columns[:, len(rows) :] = [[self.max_seqs], [0], [-1]]
-        if rows:  # all at once: an element at a time takes three times as long
+        if rows:  # all at once: elements are set more slowly one by one
             columns[:, : len(rows)] = np.array([(row.slot, row.start, row.index) for row in rows], np.int32).T
         slots, positions, indices = columns
         arrays: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """How far a run is: a bar on a terminal, one line every ten seconds anywhere else.
 
 `update` may be called often: when nothing is due it reads the clock and returns. The simulator makes tens of thousands
-of plans a second, and asks `due` before it makes anything to show (about 0.1 us).
+of plans a second, and asks `due` before it makes anything to show.
 """
 
 import sys

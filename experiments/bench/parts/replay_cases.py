@@ -1,6 +1,6 @@
 """The experiments that are replayed: configs of this repository, as values, and the slice of each that fits a minute.
 
-A machine that lends a chip for minutes has no reader of config files, so the configs are written down here once more;
+A machine with a chip may have no reader of config files, so the configs are written down here once more;
 `tests/experiments/test_h100_replay.py` holds them equal to what the files load to. A slice changes how many requests
 there are and how long their prompts, and keeps the tables that are compiled and allocated small; its record says what
 it changed.
